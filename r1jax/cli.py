@@ -1,0 +1,66 @@
+"""The `r1jax` command. Each subcommand imports what it needs when it runs, so that help and reports come at once."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from r1jax.errors import exit_on_error
+
+
+def r1_zero(args: Sequence[str]) -> None:
+    """Pretrain a base model, then reinforcement learning from rule rewards alone (R1-Zero)."""
+    from r1jax.configs import parse_r1_zero
+
+    config = parse_r1_zero(args)
+
+    from r1jax.recipes import r1_zero as recipe
+
+    recipe.run(config)
+
+
+def report(args: Sequence[str]) -> None:
+    """Write report.html into a run's folder: scores, curves, timings and samples."""
+    import tyro
+
+    def options(run_dir: Path) -> Path:
+        """Write report.html into a run's folder: scores, curves, timings and samples.
+
+        Args:
+            run_dir: the run's folder, with its metrics.jsonl.
+        """
+        return run_dir
+
+    run_dir = tyro.cli(options, prog="r1jax report", args=args)
+
+    from r1jax.evaluation.report import write_report
+
+    print(write_report(run_dir))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"r1-zero": r1_zero, "report": report}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: r1jax COMMAND [options]", "", *lines, "", "r1jax COMMAND --help lists a command's options."]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exit status 0, or 2 after one sentence on stderr about what to change."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return
+    name, *args = argv
+    if name not in COMMANDS:
+        print(f"error: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        raise SystemExit(2)
+    with exit_on_error():
+        COMMANDS[name](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Batches by number: `batches[step]` is the same on every call, so a resumed run needs its step and nothing else."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
+
+import grain
+import numpy as np
+
+from r1jax.data.corpus import CorpusConfig, Document, documents
+from r1jax.data.packing import pack
+from r1jax.data.problems import Problem
+from r1jax.data.templates import render_r1_zero
+from r1jax.data.tokenizer import Tokenizer
+from r1jax.errors import DataError, check_field
+
+T = TypeVar("T", covariant=True)
+Row = Problem | dict[str, Any]
+
+
+class Indexable(Protocol[T]):
+    """Anything with `[step]`."""
+
+    def __getitem__(self, step: int) -> T: ...
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """P prompts: `tokens` int32 [P, Tp], bos first and padded on the right; `lengths` int32 [P] counts bos.
+
+    `columns` holds every field of the problems, each a list [P]: what reward functions receive by name.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    prompts: list[str]
+    columns: dict[str, list[Any]]
+
+
+def encode_prompts(
+    problems: Sequence[Row],
+    tokenizer: Tokenizer,
+    max_prompt_len: int,
+    template: Callable[[str], str] = render_r1_zero,
+) -> PromptBatch:
+    """A `PromptBatch` of the problems in their order, with Tp = `max_prompt_len`.
+
+    Raises `DataError` for a prompt of more than `max_prompt_len` tokens: a prompt cut short asks something else.
+    """
+    rows = [asdict(problem) if isinstance(problem, Problem) else problem for problem in problems]
+    prompts = [template(row["question"]) for row in rows]
+    tokens = np.full((len(rows), max_prompt_len), tokenizer.pad_id, np.int32)
+    lengths = np.zeros(len(rows), np.int32)
+    for i, ids in enumerate(tokenizer.encode_batch(prompts)):
+        ids = [tokenizer.bos_id, *ids]
+        if len(ids) > max_prompt_len:
+            raise DataError(
+                f"question {rows[i]['question']!r} makes a prompt of {len(ids)} tokens: "
+                f"raise max_prompt_len={max_prompt_len} or leave the question out"
+            )
+        tokens[i, : len(ids)], lengths[i] = ids, len(ids)
+    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    return PromptBatch(tokens, lengths, prompts, columns)
+
+
+class PromptBatches:
+    """Endless batches of `batch_size` prompts: epochs over `problems`, each in an order of its own that `seed` decides.
+
+    `problems` is random-access, of `Problem`s or dicts with a "question". A batch may straddle two epochs. The order
+    is computed index by index (Grain's index shuffle), so a step costs the same wherever it lies.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Row],
+        tokenizer: Tokenizer,
+        batch_size: int,
+        max_prompt_len: int,
+        seed: int,
+        template: Callable[[str], str] = render_r1_zero,
+    ):
+        check_field(len(problems) >= 1, "len(problems)", len(problems), "give at least one problem")
+        check_field(batch_size >= 1, "batch_size", batch_size, "an integer >= 1")
+        check_field(max_prompt_len >= 1, "max_prompt_len", max_prompt_len, "an integer >= 1")
+        self._encode = lambda rows: encode_prompts(rows, tokenizer, max_prompt_len, template)
+        self._batch_size = batch_size
+        self._stream = grain.MapDataset.source(problems).seed(seed).shuffle().repeat()
+
+    def __getitem__(self, step: int) -> PromptBatch:
+        """Batch `step`. Raises `DataError` for a prompt that is too long."""
+        _check_step(step)
+        start = step * self._batch_size
+        return self._encode([self._stream[i] for i in range(start, start + self._batch_size)])
+
+
+def encode_documents(docs: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of each document, from bos to eos.
+
+    Prompt and completion are encoded apart, as they are when a completion is sampled: no piece spans the two.
+    """
+    prompts = tokenizer.encode_batch([doc.prompt for doc in docs])
+    completions = tokenizer.encode_batch([doc.completion for doc in docs])
+    bos, eos = tokenizer.bos_id, tokenizer.eos_ids[0]
+    return [[bos, *prompt, *completion, eos] for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+class PretrainBatches:
+    """Endless packed batches [rows, length] of the corpus, in the form of `packing.pack`.
+
+    Step s packs documents of s's own range of the corpus, in order, until one fits no row; the few that are left over
+    are never seen. Raises `DataError` where a document is longer than `length` tokens.
+    """
+
+    def __init__(self, config: CorpusConfig, tokenizer: Tokenizer, rows: int, length: int, seed: int):
+        check_field(rows >= 1, "rows", rows, "an integer >= 1")
+        check_field(length >= 2, "length", length, "an integer >= 2")
+        self._config, self._tokenizer, self._rows, self._length, self._seed = config, tokenizer, rows, length, seed
+        sample = encode_documents(documents(config, seed, 0, 1000), tokenizer)
+        mean = sum(map(len, sample)) / len(sample)
+        # A tenth more than fills a batch on average, and some for small batches, whose need varies more.
+        self.documents_per_step = int(1.1 * rows * length / mean) + 16
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        _check_step(step)
+        docs = documents(self._config, self._seed, step * self.documents_per_step, self.documents_per_step)
+        return pack(encode_documents(docs, self._tokenizer), self._length, rows=self._rows)
+
+
+def prefetch(batches: Indexable[T], start: int, stop: int | None = None, depth: int = 2) -> Iterator[T]:
+    """Yields `batches[start]`, `batches[start + 1]` .. up to `stop`, made `depth` ahead in a background thread.
+
+    An exception in the thread is raised here, at its step. Closing the iterator, or dropping it, ends the thread.
+    """
+    check_field(depth >= 1, "depth", depth, "an integer >= 1")
+    ready: queue.Queue = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(item) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def produce():
+        step = start
+        try:
+            while (stop is None or step < stop) and put((batches[step], None)):
+                step += 1
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    threading.Thread(target=produce, name="prefetch", daemon=True).start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield batch
+    finally:
+        closed.set()
+
+
+def _check_step(step: int) -> None:
+    # A sequence would count from the end; an endless stream has none, and a silent wrap would hide an off-by-one.
+    if step < 0:
+        raise DataError(f"step {step}: steps count from 0")

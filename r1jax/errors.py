@@ -1,0 +1,41 @@
+"""Errors that a person can act on: one sentence that names the field, the value and the fix."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class R1JaxError(Exception):
+    """Something the user can mend. The message is one sentence naming what is wrong, its value, and the fix."""
+
+
+class ConfigError(R1JaxError):
+    """A setting that cannot work."""
+
+
+class CheckpointError(R1JaxError):
+    """A checkpoint that is missing, damaged or from another run."""
+
+
+class RewardError(R1JaxError):
+    """A reward function that raised, hung, or returned the wrong number or kind of values."""
+
+
+class DataError(R1JaxError):
+    """A data set, tokenizer or row that cannot be used."""
+
+
+def check_field(ok: bool, field: str, value: object, fix: str) -> None:
+    """Raises `ConfigError` naming `field` and `value` unless `ok`; `fix` says what would be right."""
+    if not ok:
+        raise ConfigError(f"{field}={value!r}: {fix}")
+
+
+@contextlib.contextmanager
+def exit_on_error() -> Iterator[None]:
+    """For entry points: prints an `R1JaxError` as one sentence on stderr and exits with status 2."""
+    try:
+        yield
+    except R1JaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,120 @@
+"""Attention itself, for whole sequences and for one step against a cache.
+
+Both kinds of attention (`mla.py`, `gqa.py`) share the shapes here: a layer writes one *entry* per token to its cache
+(MLA: the latent and the rotated key [R]; GQA: key and value [2, Hkv, K]), and decoding reads three segments: the
+prompt, which a whole group shares, the completion so far, and the token itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from r1jax.models.layers import precision
+
+NEG_INF = -1e30  # finite, so that a fully masked (padding) row gives a uniform softmax and not NaN
+
+# A decode step attends to the smallest of these many completion slots that holds what has been written, so that its
+# cost follows the length reached and not the length allowed.
+DECODE_BUCKET = 128
+
+
+def softmax(scores: Float[Array, "*B S"], dtype: jnp.dtype) -> Float[Array, "*B S"]:
+    """Softmax in float32 (float64 for float64 scores), rounded to `dtype`."""
+    wide = jnp.promote_types(scores.dtype, jnp.float32)
+    return jax.nn.softmax(scores.astype(wide), axis=-1).astype(dtype)
+
+
+def causal_attention(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T Hkv K"],
+    v: Float[Array, "B T Hkv V"],
+    segment_ids: Int[Array, "B T"] | None,
+    scale: float,
+    chunk: int,
+) -> Float[Array, "B T H V"]:
+    """Each position attends to itself and to earlier ones of its own segment.
+
+    Sequences are right-padded, so that padding is only ever *later* than what counts and needs no mask of its own.
+    With `chunk` > 0 queries are taken that many at a time and scores are recomputed in the backward pass: the
+    [T, T] matrix never exists whole.
+    """
+    b, t, h, _ = q.shape
+    groups = h // k.shape[2]
+    prec = precision(q.dtype)
+
+    def block(start: Int[Array, ""], q: Float[Array, "B C H K"]) -> Float[Array, "B C H V"]:
+        c = q.shape[1]
+        rows = start + jnp.arange(c)
+        q = q.reshape(b, c, k.shape[2], groups, -1)
+        scores = jnp.einsum("bthgk,bshk->bhgts", q, k, precision=prec) * scale
+        visible = jnp.arange(t)[None, :] <= rows[:, None]
+        if segment_ids is None:
+            visible = visible[None]
+        else:
+            own = lax.dynamic_slice_in_dim(segment_ids, start, c, axis=1)
+            visible = visible[None] & (own[:, :, None] == segment_ids[:, None, :])
+        weights = softmax(jnp.where(visible[:, None, None], scores, NEG_INF), q.dtype)
+        out = jnp.einsum("bhgts,bshv->bthgv", weights, v, precision=prec)
+        return out.reshape(b, c, h, -1)
+
+    if not chunk or t <= chunk or t % chunk:
+        return block(jnp.int32(0), q)
+    blocks = jnp.moveaxis(q.reshape(b, t // chunk, chunk, h, -1), 1, 0)
+    starts = jnp.arange(0, t, chunk)
+    out = lax.map(lambda args: jax.checkpoint(block)(*args), (starts, blocks))
+    return jnp.moveaxis(out, 0, 1).reshape(b, t, h, -1)
+
+
+def decode_attention(
+    score: Callable[[Float[Array, "..."], str], Float[Array, "P G H S"]],
+    read: Callable[[Float[Array, "P G H S"], Float[Array, "..."], str], Float[Array, "P G H V"]],
+    prompt: Float[Array, "P S *E"],
+    prompt_mask: Bool[Array, "P S"],
+    completion: Float[Array, "P G C *E"],
+    entry: Float[Array, "P G *E"],
+    step: Int[Array, ""],
+    scale: float,
+) -> Float[Array, "P G H V"]:
+    """One query per row over prompt, completion and itself, in one softmax.
+
+    Args:
+      score: scores of this step's queries against a segment's entries; told the segment's layout, "shared" for
+        [P, S, *E] (one copy for the group) or "own" for [P, G, S, *E].
+      read: the weighted sum of a segment's values, likewise.
+      step: completion slots already written; the others are masked.
+    """
+
+    def over(slots: int) -> Float[Array, "P G H V"]:
+        written = completion[:, :, :slots]
+        own = entry[:, :, None]
+        s_prompt = jnp.where(prompt_mask[:, None, None], score(prompt, "shared"), NEG_INF)
+        s_written = jnp.where(jnp.arange(slots) < step, score(written, "own"), NEG_INF)
+        scores = jnp.concatenate([s_prompt, s_written, score(own, "own")], axis=-1) * scale
+        weights = softmax(scores, entry.dtype)
+        n = prompt.shape[1]
+        return (
+            read(weights[..., :n], prompt, "shared")
+            + read(weights[..., n : n + slots], written, "own")
+            + read(weights[..., n + slots :], own, "own")
+        )
+
+    buckets = decode_buckets(completion.shape[2])
+    if len(buckets) == 1:
+        return over(buckets[0])
+    index = jnp.searchsorted(jnp.array(buckets), step, side="left")
+    return lax.switch(index, [functools.partial(over, b) for b in buckets])
+
+
+def decode_buckets(capacity: int) -> tuple[int, ...]:
+    """Doubling sizes up to `capacity`: attention over b slots serves every step at which at most b are written."""
+    buckets, size = [], DECODE_BUCKET
+    while size < capacity:
+        buckets.append(size)
+        size *= 2
+    return (*buckets, capacity)

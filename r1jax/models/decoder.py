@@ -1,0 +1,260 @@
+"""The decoder: embedding, dense layers, MoE layers, final norm, head, and the multi-token prediction module.
+
+One definition serves learning, sampling and evaluation. Layers of a kind are stacked and scanned.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from r1jax.configs.model import ModelConfig
+from r1jax.models.gqa import GQA
+from r1jax.models.layers import MLP, Embedding, RMSNorm, matmul, parameter
+from r1jax.models.mla import MLA
+from r1jax.models.moe import MoE, Routing
+from r1jax.models.rope import cos_sin
+from r1jax.sharding import constrain
+
+TOKENS = ("batch", "length")  # logical axes of whole sequences
+ROWS = ("prompt", "group")  # and of one token per row of a rollout
+
+
+class Block(nnx.Module):
+    """One pre-norm layer: attention, then a dense MLP or a mixture of experts."""
+
+    def __init__(self, config: ModelConfig, moe: bool, rngs: nnx.Rngs):
+        eps, d = config.rms_norm_eps, config.hidden_size
+        self.input_norm = RMSNorm(d, eps, config.param_dtype)
+        self.attention = (MLA if config.attention == "mla" else GQA)(config, rngs)
+        self.post_attention_norm = RMSNorm(d, eps, config.param_dtype)
+        self.mlp = MoE(config, rngs) if moe else MLP(config, config.intermediate_size, rngs)
+        self.moe = moe
+
+    def _feed_forward(self, x, names, mask=None, experts=None) -> tuple[Array, Routing | None]:
+        h = self.post_attention_norm(x)
+        y, routing = self.mlp(h, names, mask, experts) if self.moe else (self.mlp(h, names), None)
+        return constrain(x + y, *names, None), routing
+
+    def __call__(self, x, cos, sin, segment_ids, mask, experts):
+        """Whole sequences [B, T, D] -> (x, cache entries [B, T, *E], routing)."""
+        y, entry = self.attention(self.input_norm(x), cos, sin, segment_ids)
+        x, routing = self._feed_forward(constrain(x + y, *TOKENS, None), TOKENS, mask, experts)
+        return x, entry, routing
+
+    def decode(self, x, cos, sin, prompt, prompt_mask, completion, step):
+        """One token per row [P, G, D] -> (x, its cache entry [P, G, *E], routing)."""
+        y, entry = self.attention.decode(self.input_norm(x), cos, sin, prompt, prompt_mask, completion, step)
+        x, routing = self._feed_forward(constrain(x + y, *ROWS, None), ROWS)
+        return x, entry, routing
+
+
+class MTP(nnx.Module):
+    """Multi-token prediction (DeepSeek-V3, section 2.2): one more layer that predicts one token further.
+
+    The embedding half comes first, as in the released checkpoints (the paper's formula has the halves the other way).
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        d, eps = config.hidden_size, config.rms_norm_eps
+        self.enorm = RMSNorm(d, eps, config.param_dtype)
+        self.hnorm = RMSNorm(d, eps, config.param_dtype)
+        self.eh_proj = parameter(rngs, config, (2 * d, d), ("embed", None), 2 * d)
+        self.block = Block(config, config.num_moe_layers > 0, rngs)
+        self.norm = RMSNorm(d, eps, config.param_dtype)
+
+    def __call__(self, hidden, embedded, cos, sin, segment_ids, mask):
+        """Trunk states at i [B, T, D] and embeddings of token i + 1 -> states that predict token i + 2."""
+        x = jnp.concatenate([self.enorm(embedded), self.hnorm(hidden)], axis=-1)
+        x = matmul(x, self.eh_proj[...].astype(x.dtype))
+        x, _, routing = self.block(x, cos, sin, segment_ids, mask, None)
+        return self.norm(x), routing
+
+
+@struct.dataclass
+class Trunk:
+    """What a pass over whole sequences gives."""
+
+    hidden: Float[Array, "B T D"]  # after the final norm
+    routing: Routing | None  # MoE layers stacked in front
+    entries: tuple[Array, ...] | None  # per stack of layers, cache entries [L, B, T, *E]
+
+
+@struct.dataclass
+class Cache:
+    """The sampler's memory: per stack of layers (dense, MoE) one array each."""
+
+    prompt: tuple[Float[Array, "L P S *E"], ...]
+    completion: tuple[Float[Array, "L P G C *E"], ...]
+
+
+class Decoder(nnx.Module):
+    """A causal language model over right-padded tokens."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embedding(config, rngs)
+
+        def stack(count: int, moe: bool) -> Block | None:
+            if not count:
+                return None
+            return nnx.vmap(lambda r: Block(config, moe, r))(rngs.split(count) if hasattr(rngs, "split") else rngs)
+
+        self.dense_layers = stack(config.first_k_dense_replace, False)
+        self.moe_layers = stack(config.num_moe_layers, True)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.param_dtype)
+        if not config.tie_word_embeddings:
+            shape = (config.hidden_size, config.vocab_size)
+            self.lm_head = parameter(rngs, config, shape, ("embed", "vocab"), config.hidden_size)
+        self.mtp = nnx.List([MTP(config, rngs) for _ in range(config.num_nextn_predict_layers)])
+
+    @property
+    def head(self) -> Float[Array, "D V"]:
+        """The output matrix, float32: log-probabilities from a bfloat16 head are too coarse to train on."""
+        w = self.embed.weight[...].T if self.config.tie_word_embeddings else self.lm_head[...]
+        return w.astype(jnp.promote_types(self.config.dtype, jnp.float32))
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """float32 logits of final-normed states."""
+        head = self.head
+        return matmul(hidden.astype(head.dtype), head)
+
+    def _stacks(self):
+        """(module, per-layer config) of each stack that exists, in order."""
+        return [m for m in (self.dense_layers, self.moe_layers) if m is not None]
+
+    def trunk(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+        experts: Int[Array, "L B T k"] | None = None,
+        want_entries: bool = False,
+    ) -> Trunk:
+        """Runs every layer over whole sequences.
+
+        Args:
+          positions: 0..T-1 unless given (packed rows restart theirs).
+          segment_ids: keeps packed examples apart; 0 is padding.
+          mask: tokens that count in the routers' load and balance loss (all unless given).
+          experts: replays these choices of the MoE layers instead of routing anew.
+          want_entries: also return every layer's cache entries.
+        """
+        cos, sin = cos_sin(self.config, self._positions(tokens, positions))
+        x = constrain(self.embed(tokens), *TOKENS, None)
+        entries, routing = [], None
+        for stack in self._stacks():
+            graph, state = nnx.split(stack)
+
+            def layer(x, xs, graph=graph):
+                state, chosen = xs
+                x, entry, routing = nnx.merge(graph, state)(x, cos, sin, segment_ids, mask, chosen)
+                return x, (entry if want_entries else None, routing)
+
+            if self.config.remat:
+                layer = jax.checkpoint(layer)
+            chosen = experts if stack is self.moe_layers else None
+            x, (entry, routing) = lax.scan(layer, x, (state, chosen), unroll=self._unroll(stack))
+            entries.append(entry)
+        return Trunk(self.norm(x), routing, tuple(entries) if want_entries else None)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """Logits of the next token at every position; float32."""
+        return self.logits(self.trunk(tokens).hidden)
+
+    def mtp_hidden(
+        self,
+        hidden: Float[Array, "B T D"],
+        tokens: Int[Array, "B T"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        mask: Bool[Array, "B T"] | None = None,
+    ) -> list[tuple[Float[Array, "B T D"], Routing | None]]:
+        """States of each prediction module; entry i of module k (from 0) predicts token i + 2 + k.
+
+        The last 1 + k positions have no token to embed and are to be left out by the caller.
+        """
+        cos, sin = cos_sin(self.config, self._positions(tokens, positions))
+        out = []
+        for k, module in enumerate(self.mtp):
+            embedded = self.embed(jnp.roll(tokens, -(k + 1), axis=1))
+            run = jax.checkpoint(module) if self.config.remat else module
+            hidden, routing = run(hidden, embedded, cos, sin, segment_ids, mask)
+            out.append((hidden, routing))
+        return out
+
+    def mtp_logits(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T-1 V"]:
+        """The first prediction module's logits: entry i predicts token i + 2."""
+        (hidden, _), *_ = self.mtp_hidden(self.trunk(tokens).hidden, tokens)
+        return self.logits(hidden[:, :-1])
+
+    def prefill(
+        self, tokens: Int[Array, "P S"], lengths: Int[Array, "P"]
+    ) -> tuple[Float[Array, "P V"], tuple[Array, ...], Routing | None]:
+        """Logits of the token after each prompt, the prompts' cache entries, and the routers' choices."""
+        trunk = self.trunk(tokens, want_entries=True)
+        last = jnp.take_along_axis(trunk.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return self.logits(last), trunk.entries, trunk.routing
+
+    def decode(
+        self,
+        tokens: Int[Array, "P G"],
+        positions: Int[Array, "P G"],
+        cache: Cache,
+        prompt_mask: Bool[Array, "P S"],
+        step: Int[Array, ""],
+    ) -> tuple[Float[Array, "P G V"], Cache, Int[Array, "L P G k"] | None]:
+        """Reads one token per row, whose completion slot is `step`: next logits, the cache with it, its experts."""
+        cos, sin = cos_sin(self.config, positions)
+        x = constrain(self.embed(tokens), *ROWS, None)
+        completion, routing = [], None
+        for i, stack in enumerate(self._stacks()):
+            graph, state = nnx.split(stack)
+
+            def layer(x, xs, graph=graph):
+                state, prompt, written = xs
+                x, entry, routing = nnx.merge(graph, state).decode(x, cos, sin, prompt, prompt_mask, written, step)
+                return x, (entry, routing)
+
+            xs = (state, cache.prompt[i], cache.completion[i])
+            x, (entry, routing) = lax.scan(layer, x, xs, unroll=self._unroll(stack))
+            # One write for the whole stack, after it has been read: the cache is updated in place.
+            start = (0, 0, 0, step) + (0,) * (entry.ndim - 3)
+            completion.append(lax.dynamic_update_slice(cache.completion[i], entry[:, :, :, None], start))
+        experts = None if routing is None else routing.experts
+        return self.logits(self.norm(x)), cache.replace(completion=tuple(completion)), experts
+
+    def empty_completions(self, entries: tuple[Array, ...], group: int, slots: int) -> tuple[Array, ...]:
+        """Room for `slots` completion entries per row, for prompts' entries [L, P, S, *E]."""
+        names = (None, *ROWS, None)
+
+        def room(e: Array) -> Array:
+            shape = (*e.shape[:2], group, slots, *e.shape[3:])
+            return constrain(jnp.zeros(shape, e.dtype), *names, *(None,) * (e.ndim - 3))
+
+        return tuple(room(e) for e in entries)
+
+    def _unroll(self, stack: Block) -> int:
+        layers = self.config.num_moe_layers if stack is self.moe_layers else self.config.first_k_dense_replace
+        return min(self.config.scan_unroll, layers)
+
+    def _positions(self, tokens: Array, positions: Array | None) -> Array:
+        return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def _initial_state(config: ModelConfig, key: Array) -> nnx.State:
+    return nnx.state(Decoder(config, nnx.Rngs(params=key)))
+
+
+def graphdef(config: ModelConfig) -> nnx.GraphDef:
+    """The decoder without its arrays."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))[0]

@@ -1,0 +1,218 @@
+"""The routed experts' arithmetic: every token through each of its experts, none dropped, at any imbalance.
+
+Rows (one for each token and chosen expert) are sorted by expert into *slots*. On TPU and GPU `lax.ragged_dot` multiplies
+the runs as they are. XLA's CPU backend would do every expert for every row there, so on CPU each expert's run is padded
+to whole tiles and one batched product takes each tile with its expert's weights: exact, dropless, and at most one tile
+of waste an expert.
+
+On a mesh, experts live on the axes of logical axis "expert". A device gathers the tokens of the devices that share the
+experts' axes, does the part of its own experts, and the parts are summed and scattered back to the tokens' owners.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from r1jax import sharding
+from r1jax.models.layers import precision
+
+
+class Slots(NamedTuple):
+    """Where each row goes. N tokens with k experts each make N k rows in M slots; one past the end means nowhere."""
+
+    source: Int[Array, "M"]  # the row in each slot; N k for an empty slot
+    dest: Int[Array, "N k"]  # the slot of each row; M for a row whose expert is not here
+    group_sizes: Int[Array, "E"]  # slots in each expert's run, padding included
+    tile: int  # runs start at multiples of this
+
+
+def assign_slots(experts: Int[Array, "N k"], num_experts: int, tile: int) -> Slots:
+    """Sorts rows by expert. Experts outside 0..num_experts-1 live on another device: their rows go nowhere."""
+    n, k = experts.shape
+    flat = experts.reshape(-1)
+    here = (flat >= 0) & (flat < num_experts)
+    key = jnp.where(here, flat, num_experts)
+    # At most min(k, num_experts) of a token's (distinct) experts are here, which bounds the slots for any routing.
+    rows = n * min(k, num_experts)
+    slots = rows if tile == 1 else (-(-rows // tile) + num_experts) * tile
+    counts = jnp.bincount(key, length=num_experts + 1).astype(jnp.int32)
+    aligned = -(-counts // tile) * tile
+    order = jnp.argsort(key, stable=True)
+    sorted_key = key[order]
+    rank = jnp.arange(n * k, dtype=jnp.int32) - (jnp.cumsum(counts) - counts)[sorted_key]
+    dest = jnp.where(sorted_key < num_experts, (jnp.cumsum(aligned) - aligned)[sorted_key] + rank, slots)
+    source = jnp.full(slots, n * k, jnp.int32).at[dest].set(order.astype(jnp.int32), mode="drop")
+    dest = jnp.zeros(n * k, jnp.int32).at[order].set(dest.astype(jnp.int32))
+    return Slots(source, dest.reshape(n, k), aligned[:num_experts], tile)
+
+
+def _take(x: Array, index: Array) -> Array:
+    """Rows of x; zeros where index is past the end."""
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+# Moving rows to slots and back are permutations with holes: both directions and both gradients are gathers. Left to
+# automatic differentiation the gradients would be scatters, which are slow everywhere.
+@jax.custom_vjp
+def dispatch(x: Float[Array, "N D"], source: Int[Array, "M"], dest: Int[Array, "N k"]) -> Float[Array, "M D"]:
+    """Copies each token into the slots of its experts."""
+    return _take(x, source // dest.shape[1])
+
+
+def _dispatch_fwd(x, source, dest):
+    return dispatch(x, source, dest), dest
+
+
+def _dispatch_bwd(dest, g):
+    return _take(g, dest).sum(axis=1), None, None
+
+
+dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
+
+
+@jax.custom_vjp
+def combine(
+    y: Float[Array, "M D"], weights: Float[Array, "N k"], source: Int[Array, "M"], dest: Int[Array, "N k"]
+) -> Float[Array, "N D"]:
+    """The weighted sum of each token's slots, in the weights' (wider) dtype."""
+    return jnp.einsum("nkd,nk->nd", _take(y, dest).astype(weights.dtype), weights)
+
+
+def _combine_fwd(y, weights, source, dest):
+    return combine(y, weights, source, dest), (y, weights, source, dest)
+
+
+def _combine_bwd(saved, g):
+    y, weights, source, dest = saved
+    dy = _take(g, source // dest.shape[1]) * _take(weights.reshape(-1), source)[:, None]
+    dw = jnp.einsum("nkd,nd->nk", _take(y, dest).astype(g.dtype), g)
+    return dy.astype(y.dtype), dw, None, None
+
+
+combine.defvjp(_combine_fwd, _combine_bwd)
+
+
+@jax.custom_vjp
+def tiled_matmul(
+    x: Float[Array, "S C I"], w: Float[Array, "E I O"], owner: Int[Array, "S"]
+) -> Float[Array, "S C O"]:
+    """Multiplies tile s [C, I] by the weights of its expert, owner[s]."""
+    return jnp.einsum("sci,sio->sco", x, w[owner], precision=precision(x.dtype))
+
+
+def _tiled_matmul_fwd(x, w, owner):
+    return tiled_matmul(x, w, owner), (x, w, owner)
+
+
+def _tiled_matmul_bwd(saved, g):
+    x, w, owner = saved
+    g = lax.optimization_barrier(g)
+    prec = precision(x.dtype)
+    dx = jnp.einsum("sco,sio->sci", g, w[owner], precision=prec)
+    per_tile = jnp.einsum("sci,sco->sio", x, g, precision=prec)
+    # Summing tiles into experts as a product: a scatter-add would walk the tiles one element at a time.
+    member = (owner[None, :] == jnp.arange(w.shape[0])[:, None]).astype(x.dtype)
+    dw = jnp.einsum("es,sio->eio", member, per_tile, precision=prec)
+    return dx, dw, None
+
+
+tiled_matmul.defvjp(_tiled_matmul_fwd, _tiled_matmul_bwd)
+
+
+def choose_tile(rows: int, num_experts: int) -> int:
+    """A power of two near a quarter of an expert's even share: small waste, large enough products."""
+    share = max(rows // (4 * num_experts), 1)
+    return min(max(1 << (share.bit_length() - 1), 8), 128)
+
+
+def expert_mlps(
+    x: Float[Array, "N D"],
+    experts: Int[Array, "N k"],
+    weights: Float[Array, "N k"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+    backend: str,
+) -> Float[Array, "N D"]:
+    """sum_k weights[:, k] * MLP_experts[:, k](x) over the experts given; others (out of range) contribute nothing."""
+    num_experts = gate.shape[0]
+    tile = 1 if backend == "ragged" else choose_tile(experts.size, num_experts)
+    slots = assign_slots(experts, num_experts, tile)
+    rows = dispatch(x, slots.source, slots.dest)
+    gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
+    if backend == "ragged":
+        product = functools.partial(lax.ragged_dot, group_sizes=slots.group_sizes, precision=precision(x.dtype))
+        y = product(jax.nn.silu(product(rows, gate)) * product(rows, up), down)
+    else:
+        tiles = rows.reshape(-1, tile, rows.shape[-1])
+        ends = jnp.cumsum(slots.group_sizes) // tile
+        owner = jnp.searchsorted(ends, jnp.arange(tiles.shape[0]), side="right").clip(max=num_experts - 1)
+        hidden = jax.nn.silu(tiled_matmul(tiles, gate, owner)) * tiled_matmul(tiles, up, owner)
+        y = tiled_matmul(hidden, down, owner).reshape(rows.shape)
+    return combine(y, weights, slots.source, slots.dest).astype(x.dtype)
+
+
+def routed_experts(
+    x: Float[Array, "A B D"],
+    experts: Int[Array, "A B k"],
+    weights: Float[Array, "A B k"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+    names: tuple[str, str],
+    backend: str,
+    chunk: int = 0,
+) -> Float[Array, "A B D"]:
+    """`expert_mlps` for tokens [A, B] laid out by the logical `names` of those two axes, on the current layout.
+
+    With `chunk` > 0 a device takes that many of its tokens at a time and recomputes them in the backward pass, which
+    bounds the dispatch buffers: they must hold the worst routing, all gathered tokens on this device's experts.
+    """
+    layout = sharding.current()
+    expert_axes = mlp_axes = token_axes = ()
+    if layout is not None and layout.mesh.size > 1:
+        expert_axes, mlp_axes = layout.axes("expert"), layout.axes("moe_mlp")
+        token_axes = layout.axes(names[0]) + layout.axes(names[1])
+    shared = expert_axes + mlp_axes
+    gathered = tuple(a for a in shared if a in token_axes)
+    summed = tuple(a for a in shared if a not in token_axes)
+
+    def part(x, experts, weights, gate, up, down):
+        """Tokens [n, D] of this device."""
+        if gathered:
+            x, experts, weights = (lax.all_gather(a, gathered, tiled=True) for a in (x, experts, weights))
+        if expert_axes:
+            experts = experts - lax.axis_index(expert_axes) * gate.shape[0]
+        y = expert_mlps(x, experts, weights, gate, up, down, backend)
+        if summed:
+            y = lax.psum(y, summed)
+        return lax.psum_scatter(y, gathered, tiled=True) if gathered else y
+
+    def local(x, experts, weights, gate, up, down):
+        """Tokens [a, b, D] of this device."""
+        shape, n = x.shape, x.shape[0] * x.shape[1]
+        tokens = [a.reshape(n, a.shape[-1]) for a in (x, experts, weights)]
+        if not chunk or n <= chunk or n % chunk:
+            return part(*tokens, gate, up, down).reshape(shape)
+        body = jax.checkpoint(lambda args: part(*args, gate, up, down))
+        return lax.map(body, [a.reshape(n // chunk, chunk, a.shape[-1]) for a in tokens]).reshape(shape)
+
+    if not token_axes and not shared:
+        return local(x, experts, weights, gate, up, down)
+    gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))  # gathered over fsdp in the compute dtype
+    tokens = PartitionSpec(*(layout.axes(n) or None for n in names), None)
+    w_in, w_out = layout.spec(("expert", None, "moe_mlp")), layout.spec(("expert", "moe_mlp", None))
+    return jax.shard_map(
+        local,
+        mesh=layout.mesh,
+        in_specs=(tokens, tokens, tokens, w_in, w_in, w_out),
+        out_specs=tokens,
+        check_vma=False,
+    )(x, experts, weights, gate, up, down)

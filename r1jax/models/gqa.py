@@ -1,0 +1,87 @@
+"""Grouped-query attention, as in Qwen2/Qwen3 (query, key and value biases; norms on queries and keys) and Llama 3."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from r1jax.configs.model import ModelConfig
+from r1jax.models.attention import causal_attention, decode_attention
+from r1jax.models.layers import RMSNorm, matmul, parameter, precision
+from r1jax.models.rope import rotate, softmax_scale
+from r1jax.sharding import constrain
+
+
+class GQA(nnx.Module):
+    """A cache entry is [key, value] of every key/value head: [2, Hkv, K]."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        d, h, hkv, k = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.scale = softmax_scale(config)
+        self.chunk = config.attention_chunk
+        self.kv_heads = hkv
+        self.q_proj = parameter(rngs, config, (d, h, k), ("embed", "heads", None), d)
+        self.k_proj = parameter(rngs, config, (d, hkv, k), ("embed", "kv_heads", None), d)
+        self.v_proj = parameter(rngs, config, (d, hkv, k), ("embed", "kv_heads", None), d)
+        self.o_proj = parameter(rngs, config, (h, k, d), ("heads", None, "embed"), h * k)
+        self.bias = config.attention_bias
+        if self.bias:
+            self.q_bias = nnx.Param(jnp.zeros((h, k), config.param_dtype), logical=("heads", None))
+            self.k_bias = nnx.Param(jnp.zeros((hkv, k), config.param_dtype), logical=("kv_heads", None))
+            self.v_bias = nnx.Param(jnp.zeros((hkv, k), config.param_dtype), logical=("kv_heads", None))
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm = RMSNorm(k, config.rms_norm_eps, config.param_dtype)
+            self.k_norm = RMSNorm(k, config.rms_norm_eps, config.param_dtype)
+
+    def _project(self, x: Float[Array, "X Y D"], cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+        q = matmul(x, self.q_proj[...].astype(x.dtype))
+        k = matmul(x, self.k_proj[...].astype(x.dtype))
+        v = matmul(x, self.v_proj[...].astype(x.dtype))
+        if self.bias:
+            q, k, v = (a + b[...].astype(x.dtype) for a, b in
+                       ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))  # fmt: skip
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, cos, sin, interleaved=False), rotate(k, cos, sin, interleaved=False), v
+
+    def __call__(
+        self, x: Float[Array, "B T D"], cos: Array, sin: Array, segment_ids: Int[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T 2 Hkv K"]]:
+        """Attention over whole sequences; returns the output and each token's cache entry."""
+        q, k, v = self._project(x, cos, sin)
+        q = constrain(q, "batch", "length", "heads", None)
+        k, v = (constrain(a, "batch", None, "kv_heads", None) for a in (k, v))
+        out = causal_attention(q, k, v, segment_ids, self.scale, self.chunk)
+        return matmul(out, self.o_proj[...].astype(x.dtype), 2), jnp.stack([k, v], axis=2)
+
+    def decode(
+        self,
+        x: Float[Array, "P G D"],
+        cos: Array,
+        sin: Array,
+        prompt: Float[Array, "P S 2 Hkv K"],
+        prompt_mask: Bool[Array, "P S"],
+        completion: Float[Array, "P G C 2 Hkv K"],
+        step: Int[Array, ""],
+    ) -> tuple[Float[Array, "P G D"], Float[Array, "P G 2 Hkv K"]]:
+        """One token per row against the cache."""
+        prec = precision(x.dtype)
+        q, k, v = self._project(x, cos, sin)
+        entry = jnp.stack([k, v], axis=2)
+        p, g, h, _ = q.shape
+        q = q.reshape(p, g, self.kv_heads, h // self.kv_heads, -1)  # n: key/value head, m: query head within it
+        letters = {"shared": "psnk", "own": "pgsnk"}
+
+        def score(entries, segment):
+            keys = entries[..., 0, :, :]
+            return jnp.einsum(f"pgnmk,{letters[segment]}->pgnms", q, keys, precision=prec).reshape(p, g, h, -1)
+
+        def read(weights, entries, segment):
+            weights = weights.reshape(p, g, self.kv_heads, h // self.kv_heads, -1)
+            values = entries[..., 1, :, :]
+            return jnp.einsum(f"pgnms,{letters[segment]}->pgnmk", weights, values, precision=prec).reshape(p, g, h, -1)
+
+        out = decode_attention(score, read, prompt, prompt_mask, completion, entry, step, self.scale)
+        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entry

@@ -1,0 +1,100 @@
+"""The small parts that every layer is made of: products, norms, embeddings, the gated MLP."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from r1jax.configs.model import ModelConfig
+from r1jax.sharding import constrain
+
+
+def precision(dtype: jnp.dtype) -> lax.Precision | None:
+    """float32 products must be float32 on every backend: a TPU would otherwise round their inputs to bfloat16."""
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: Array, w: Array, contract: int = 1) -> Array:
+    """Contracts the last `contract` axes of x [..., in...] with the first of w [in..., out...] -> [..., out...].
+
+    Its backward pass keeps the cotangent materialised in its own layout: left to itself XLA on CPU fuses the
+    elementwise chain before it into a transposed copy for the weight gradient, which costs several times the product.
+    """
+    axes = (tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract)))
+    return lax.dot_general(x, w, (axes, ((), ())), precision=precision(x.dtype))
+
+
+def _matmul_fwd(x, w, contract):
+    return matmul(x, w, contract), (x, w)
+
+
+def _matmul_bwd(contract, saved, g):
+    x, w = saved
+    g = lax.optimization_barrier(g)
+    batch = x.ndim - contract
+    out = w.ndim - contract
+    dims = ((tuple(range(g.ndim - out, g.ndim)), tuple(range(contract, w.ndim))), ((), ()))
+    dx = lax.dot_general(g, w, dims, precision=precision(x.dtype))
+    dw = lax.dot_general(x, g, ((tuple(range(batch)),) * 2, ((), ())), precision=precision(x.dtype))
+    return dx, dw
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+def parameter(
+    rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], logical: tuple[str | None, ...], fan_in: int
+) -> nnx.Param:
+    """A normally distributed weight whose axes carry the logical names of `r1jax.sharding`."""
+    std = config.initializer_range or 1 / math.sqrt(fan_in)
+    value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(value.astype(config.param_dtype), logical=logical)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over the last axis, in float32 whatever the compute dtype."""
+
+    def __init__(self, size: int, eps: float, param_dtype: str):
+        self.weight = nnx.Param(jnp.ones(size, param_dtype), logical=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        y = x.astype(wide)
+        y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * self.weight[...].astype(wide)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token embedding, sharded over the width so that a look-up moves no table."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.weight = parameter(rngs, config, (config.vocab_size, config.hidden_size), ("vocab", "embed"), 1)
+        self.dtype = jnp.dtype(config.dtype)
+
+    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        return self.weight[...].astype(self.dtype)[tokens]
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)). Also DeepSeek's shared experts, side by side as one wide MLP."""
+
+    def __init__(self, config: ModelConfig, size: int, rngs: nnx.Rngs):
+        d = config.hidden_size
+        self.gate_proj = parameter(rngs, config, (d, size), ("embed", "mlp"), d)
+        self.up_proj = parameter(rngs, config, (d, size), ("embed", "mlp"), d)
+        self.down_proj = parameter(rngs, config, (size, d), ("mlp", "embed"), size)
+
+    def __call__(self, x: Float[Array, "A B D"], names: tuple[str, str]) -> Float[Array, "A B D"]:
+        """`names` are the logical names of the two token axes."""
+        gate = matmul(x, self.gate_proj[...].astype(x.dtype))
+        up = matmul(x, self.up_proj[...].astype(x.dtype))
+        hidden = constrain(jax.nn.silu(gate) * up, *names, "mlp")
+        return matmul(hidden, self.down_proj[...].astype(x.dtype))

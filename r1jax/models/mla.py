@@ -1,0 +1,101 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1; DeepSeek-V3, arXiv 2412.19437, 2.1.1)."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from r1jax.configs.model import ModelConfig
+from r1jax.models.attention import causal_attention, decode_attention
+from r1jax.models.layers import RMSNorm, matmul, parameter, precision
+from r1jax.models.rope import rotate, softmax_scale
+from r1jax.sharding import constrain
+
+
+class MLA(nnx.Module):
+    """Keys and values are read from one latent vector per token, rotary position from one key shared by all heads.
+
+    A cache entry is [norm(latent) | rotated key], kv_lora_rank + qk_rope_head_dim wide. Whole sequences expand it to
+    heads; a decode step works on the latent itself, with the expansion absorbed into query and output.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        d, h = config.hidden_size, config.num_attention_heads
+        self.nope, self.rope, self.rank = config.qk_nope_head_dim, config.qk_rope_head_dim, config.kv_lora_rank
+        self.scale = softmax_scale(config)
+        self.chunk = config.attention_chunk
+        qk = self.nope + self.rope
+        self.q_lora = config.q_lora_rank is not None
+        if self.q_lora:
+            r = config.q_lora_rank
+            self.q_a_proj = parameter(rngs, config, (d, r), ("embed", None), d)
+            self.q_a_norm = RMSNorm(r, config.rms_norm_eps, config.param_dtype)
+            self.q_b_proj = parameter(rngs, config, (r, h, qk), ("lora", "heads", None), r)
+        else:
+            self.q_proj = parameter(rngs, config, (d, h, qk), ("embed", "heads", None), d)
+        self.kv_a_proj = parameter(rngs, config, (d, self.rank + self.rope), ("embed", None), d)
+        self.kv_a_norm = RMSNorm(self.rank, config.rms_norm_eps, config.param_dtype)
+        kv_b = (self.rank, h, self.nope + config.v_head_dim)
+        self.kv_b_proj = parameter(rngs, config, kv_b, ("lora", "heads", None), self.rank)
+        o = (h, config.v_head_dim, d)
+        self.o_proj = parameter(rngs, config, o, ("heads", None, "embed"), h * config.v_head_dim)
+
+    def _queries(self, x: Float[Array, "X Y D"], cos: Array, sin: Array) -> tuple[Array, Array]:
+        """The part without position [X, Y, H, nope] and the rotated part [X, Y, H, rope]."""
+        if self.q_lora:
+            low = self.q_a_norm(matmul(x, self.q_a_proj[...].astype(x.dtype)))
+            q = matmul(low, self.q_b_proj[...].astype(x.dtype))
+        else:
+            q = matmul(x, self.q_proj[...].astype(x.dtype))
+        return q[..., : self.nope], rotate(q[..., self.nope :], cos, sin, interleaved=True)
+
+    def _entry(self, x: Float[Array, "X Y D"], cos: Array, sin: Array) -> Float[Array, "X Y E"]:
+        """What a token leaves in the cache."""
+        kv = matmul(x, self.kv_a_proj[...].astype(x.dtype))
+        key = rotate(kv[..., None, self.rank :], cos, sin, interleaved=True)[..., 0, :]
+        return jnp.concatenate([self.kv_a_norm(kv[..., : self.rank]), key], axis=-1)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], cos: Array, sin: Array, segment_ids: Int[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T E"]]:
+        """Attention over whole sequences; returns the output and each token's cache entry."""
+        q_nope, q_rope = self._queries(x, cos, sin)
+        entry = self._entry(x, cos, sin)
+        kv = matmul(entry[..., : self.rank], self.kv_b_proj[...].astype(x.dtype))
+        key = jnp.broadcast_to(entry[..., None, self.rank :], q_rope.shape)
+        q = constrain(jnp.concatenate([q_nope, q_rope], axis=-1), "batch", "length", "heads", None)
+        k = constrain(jnp.concatenate([kv[..., : self.nope], key], axis=-1), "batch", None, "heads", None)
+        v = constrain(kv[..., self.nope :], "batch", None, "heads", None)
+        out = causal_attention(q, k, v, segment_ids, self.scale, self.chunk)
+        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entry
+
+    def decode(
+        self,
+        x: Float[Array, "P G D"],
+        cos: Array,
+        sin: Array,
+        prompt: Float[Array, "P S E"],
+        prompt_mask: Bool[Array, "P S"],
+        completion: Float[Array, "P G C E"],
+        step: Int[Array, ""],
+    ) -> tuple[Float[Array, "P G D"], Float[Array, "P G E"]]:
+        """One token per row, in absorbed form: nothing per head is ever cached or expanded."""
+        prec = precision(x.dtype)
+        kv_b = self.kv_b_proj[...].astype(x.dtype)
+        q_nope, q_rope = self._queries(x, cos, sin)
+        entry = self._entry(x, cos, sin)
+        q_latent = jnp.einsum("pghn,rhn->pghr", q_nope, kv_b[..., : self.nope], precision=prec)
+        q = jnp.concatenate([q_latent, q_rope], axis=-1)
+        letters = {"shared": "pse", "own": "pgse"}
+
+        def score(entries, segment):
+            return jnp.einsum(f"pghe,{letters[segment]}->pghs", q, entries, precision=prec)
+
+        def read(weights, entries, segment):
+            latent = entries[..., : self.rank]
+            return jnp.einsum(f"pghs,{letters[segment]}->pghe", weights, latent, precision=prec)
+
+        latent = decode_attention(score, read, prompt, prompt_mask, completion, entry, step, self.scale)
+        out = jnp.einsum("pghr,rhv->pghv", latent, kv_b[..., self.nope :], precision=prec)
+        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entry

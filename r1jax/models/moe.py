@@ -1,0 +1,104 @@
+"""DeepSeekMoE with auxiliary-loss-free balancing (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from r1jax.configs.model import ModelConfig
+from r1jax.models.experts import routed_experts
+from r1jax.models.layers import MLP, parameter
+
+
+class RouterBias(nnx.Variable):
+    """The correction bias: float32, moved by `balance_bias` and never by a gradient."""
+
+
+@struct.dataclass
+class Routing:
+    """What one MoE layer's router decided (stacked over layers by the decoder)."""
+
+    experts: Int[Array, "A B k"]  # chosen for each token
+    load: Float[Array, "E"]  # tokens sent to each expert, padding excluded
+    balance_loss: Float[Array, ""]  # sequence-wise auxiliary loss before its coefficient (equations 17 to 20)
+
+
+class Router(nnx.Module):
+    """Sigmoid affinities and group-limited top-k; everything in float32."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        e, d = config.n_routed_experts, config.hidden_size
+        self.weight = parameter(rngs, config, (d, e), ("embed", None), d)
+        self.e_score_correction_bias = RouterBias(jnp.zeros(e, jnp.float32), logical=(None,))
+        self.top_k, self.n_group, self.topk_group = config.num_experts_per_tok, config.n_group, config.topk_group
+        self.normalise, self.route_scale = config.norm_topk_prob, config.routed_scaling_factor
+
+    def scores(self, x: Float[Array, "A B D"]) -> Float[Array, "A B E"]:
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        product = jnp.matmul(x.astype(wide), self.weight[...].astype(wide), precision=lax.Precision.HIGHEST)
+        return jax.nn.sigmoid(product)
+
+    def select(self, scores: Float[Array, "A B E"]) -> Int[Array, "A B k"]:
+        """The top k of score + bias, among the experts of the best groups (a group's score: its top two, summed)."""
+        biased = lax.stop_gradient(scores) + self.e_score_correction_bias[...].astype(scores.dtype)
+        if self.n_group > 1:
+            groups = biased.reshape(*biased.shape[:-1], self.n_group, -1)
+            best = lax.top_k(groups, min(2, groups.shape[-1]))[0].sum(axis=-1)
+            kept = jax.nn.one_hot(lax.top_k(best, self.topk_group)[1], self.n_group, dtype=bool).any(axis=-2)
+            # -inf and not 0: a biased score can be negative, and must then still beat the groups left out.
+            biased = jnp.where(kept[..., None], groups, -jnp.inf).reshape(biased.shape)
+        return lax.top_k(biased, self.top_k)[1]
+
+    def __call__(
+        self, x: Float[Array, "A B D"], mask: Bool[Array, "A B"] | None, experts: Int[Array, "A B k"] | None
+    ) -> tuple[Float[Array, "A B k"], Routing]:
+        """Weights of the chosen experts (unbiased scores, normalised, scaled). `experts` replays an earlier choice."""
+        scores = self.scores(x)
+        if experts is None:
+            experts = self.select(scores)
+        weights = jnp.take_along_axis(scores, experts, axis=-1)
+        if self.normalise:
+            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+        mask = jnp.ones(x.shape[:2], scores.dtype) if mask is None else mask.astype(scores.dtype)
+        chosen = jax.nn.one_hot(experts, scores.shape[-1], dtype=scores.dtype).sum(axis=-2) * mask[..., None]
+        per_sequence = chosen.sum(axis=1)
+        length = jnp.maximum(mask.sum(axis=1), 1)[:, None]
+        share = scores / scores.sum(axis=-1, keepdims=True) * mask[..., None]
+        fraction = per_sequence * (scores.shape[-1] / self.top_k) / length
+        balance = (lax.stop_gradient(fraction) * share.sum(axis=1) / length).sum(axis=-1).mean()
+        return weights * self.route_scale, Routing(experts, lax.stop_gradient(per_sequence.sum(axis=0)), balance)
+
+
+class MoE(nnx.Module):
+    """Shared experts for every token, and each token's routed experts."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        e, d, f = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.router = Router(config, rngs)
+        self.gate_proj = parameter(rngs, config, (e, d, f), ("expert", "embed", "moe_mlp"), d)
+        self.up_proj = parameter(rngs, config, (e, d, f), ("expert", "embed", "moe_mlp"), d)
+        self.down_proj = parameter(rngs, config, (e, f, d), ("expert", "moe_mlp", "embed"), f)
+        self.shared = MLP(config, f * config.n_shared_experts, rngs) if config.n_shared_experts else None
+        self.backend, self.chunk = config.moe_backend, config.moe_chunk
+
+    def __call__(
+        self,
+        x: Float[Array, "A B D"],
+        names: tuple[str, str],
+        mask: Bool[Array, "A B"] | None = None,
+        experts: Int[Array, "A B k"] | None = None,
+    ) -> tuple[Float[Array, "A B D"], Routing]:
+        weights, routing = self.router(x, mask, experts)
+        matrices = (self.gate_proj[...], self.up_proj[...], self.down_proj[...])
+        y = routed_experts(x, routing.experts, weights, *matrices, names, self.backend, self.chunk)
+        if self.shared is not None:
+            y = y + self.shared(x, names)
+        return y, routing
+
+
+def balance_bias(bias: Float[Array, "*L E"], load: Float[Array, "*L E"], rate: float) -> Float[Array, "*L E"]:
+    """Auxiliary-loss-free balancing: `rate` up for experts under the mean load, down for those over it."""
+    return bias + rate * jnp.sign(load.mean(axis=-1, keepdims=True) - load)

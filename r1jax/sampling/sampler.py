@@ -1,0 +1,127 @@
+"""Groups of completions from one jitted program: prefill each prompt once, decode until every row has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from r1jax.configs.training import SamplingConfig
+from r1jax.losses.logprobs import allowed_logits
+from r1jax.models.decoder import ROWS, Cache, Decoder
+from r1jax.sampling.truncation import draw
+from r1jax.sharding import constrain
+
+
+@struct.dataclass
+class Rollout:
+    """P prompts with G completions each, C tokens at most. What counts is told by lengths, never by token ids."""
+
+    completions: Int[Array, "P G C"]  # the stop token included; pad past the end
+    lengths: Int[Array, "P G"]  # completion tokens
+    truncated: Bool[Array, "P G"]  # ended by its length and not by a stop token
+    logps: Float[Array, "P G C"]  # of each token under the distribution it was drawn from; 0 past the end
+    log_mass: Float[Array, "P G C"]  # log of the mass that top-k / top-p kept; 0 with neither
+    prompt_experts: Int[Array, "L P S k"] | None = None  # if recorded: each MoE layer's choice for prompt tokens
+    experts: Int[Array, "L P G C k"] | None = None  # and for completion tokens
+
+
+@struct.dataclass
+class _Loop:
+    """State of the decode loop. `logits` are those of slot `step`, the next to be drawn."""
+
+    step: Int[Array, ""]
+    logits: Float[Array, "P G V"]
+    finished: Bool[Array, "P G"]
+    cache: Cache
+    rollout: Rollout
+
+
+def make_sampler(
+    graph: nnx.GraphDef,
+    config: SamplingConfig,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    record_experts: bool = False,
+) -> Callable[..., Rollout]:
+    """Returns the pure function
+
+        sample(state, prompts [P, S], prompt_lengths [P], max_lengths [P], allowed [V], key) -> Rollout
+
+    `state` is everything that `graph` needs (parameters and correction biases); prompts are right-padded; `max_lengths`
+    are each row's completion limit, at most config.max_completion_length; `allowed` are the ids that may be drawn.
+    The noise is a function of `key` alone, whatever the mesh: pass a fresh key on every call.
+    """
+    group, slots = config.num_generations, config.max_completion_length
+    stops = jnp.array(stop_ids, jnp.int32)
+
+    def sample(
+        state: nnx.State,
+        prompts: Int[Array, "P S"],
+        prompt_lengths: Int[Array, "P"],
+        max_lengths: Int[Array, "P"],
+        allowed: Bool[Array, "V"],
+        key: PRNGKeyArray,
+    ) -> Rollout:
+        model: Decoder = nnx.merge(graph, state)
+        p, s = prompts.shape
+        limits = jnp.minimum(max_lengths, slots)[:, None]
+        trunk_experts = None
+        logits, entries, routing = model.prefill(prompts, prompt_lengths)
+        entries = tuple(constrain(e, None, "prompt", *(None,) * (e.ndim - 2)) for e in entries)
+        prompt_mask = jnp.arange(s) < prompt_lengths[:, None]
+        experts = None
+        if record_experts and routing is not None:
+            trunk_experts = routing.experts
+            layers, k = trunk_experts.shape[0], trunk_experts.shape[-1]
+            # Slots that are never decoded replay distinct experts: the dispatch buffers rely on that.
+            experts = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), (layers, p, group, slots, k))
+        rows = jnp.zeros((p, group, slots), jnp.float32)
+        loop = _Loop(
+            step=jnp.int32(0),
+            logits=constrain(jnp.broadcast_to(logits[:, None], (p, group, logits.shape[-1])), *ROWS, None),
+            finished=jnp.broadcast_to(limits <= 0, (p, group)),
+            cache=Cache(entries, model.empty_completions(entries, group, slots)),
+            rollout=Rollout(
+                completions=jnp.full((p, group, slots), pad_id, jnp.int32),
+                lengths=jnp.zeros((p, group), jnp.int32),
+                truncated=jnp.zeros((p, group), bool),
+                logps=rows,
+                log_mass=rows,
+                prompt_experts=trunk_experts,
+                experts=experts,
+            ),
+        )
+
+        def body(loop: _Loop) -> _Loop:
+            drawn = draw(config, jax.random.fold_in(key, loop.step), allowed_logits(loop.logits, allowed))
+            alive = ~loop.finished
+            tokens = jnp.where(alive, drawn.tokens, pad_id).astype(jnp.int32)
+            stopped = (drawn.tokens[..., None] == stops).any(axis=-1)
+            full = loop.step + 1 >= limits
+            r = loop.rollout
+
+            def put(rows, values):
+                return lax.dynamic_update_slice_in_dim(rows, values[..., None].astype(rows.dtype), loop.step, axis=2)
+
+            r = r.replace(
+                completions=put(r.completions, tokens),
+                lengths=r.lengths + alive,
+                truncated=r.truncated | (alive & full & ~stopped),
+                logps=put(r.logps, jnp.where(alive, drawn.logps, 0.0)),
+                log_mass=put(r.log_mass, jnp.where(alive, drawn.log_mass, 0.0)),
+            )
+            positions = jnp.broadcast_to(prompt_lengths[:, None] + loop.step, tokens.shape)
+            logits, cache, chosen = model.decode(tokens, positions, loop.cache, prompt_mask, loop.step)
+            if r.experts is not None:
+                r = r.replace(experts=lax.dynamic_update_slice_in_dim(r.experts, chosen[:, :, :, None], loop.step, 3))
+            finished = loop.finished | stopped | full
+            return _Loop(loop.step + 1, constrain(logits, *ROWS, None), finished, cache, r)
+
+        return lax.while_loop(lambda loop: ~loop.finished.all(), body, loop).rollout
+
+    return sample

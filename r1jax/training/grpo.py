@@ -1,0 +1,225 @@
+"""The GRPO update and the programs around it: pure functions of state and batch, to be jitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from r1jax.configs.model import ModelConfig
+from r1jax.configs.training import GRPOConfig
+from r1jax.losses.grpo import grpo_loss, loss_denominator
+from r1jax.losses.logprobs import next_token_logprobs
+from r1jax.models.decoder import Decoder
+from r1jax.sampling.sampler import Rollout
+from r1jax.training.state import TrainState
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@struct.dataclass
+class GRPOBatch:
+    """The one record from sampler to learner: B = P x G sequences of T = S + C tokens, right-padded.
+
+    Entry t of every [B, T] array belongs to token t.
+    """
+
+    tokens: Int[Array, "B T"]
+    completion_mask: Bool[Array, "B T"]  # the completion, its stop token included
+    old_logps: Float[Array, "B T"]  # of the sampler, at its temperature, before truncation by top-k or top-p
+    truncated: Bool[Array, "B"]
+    allowed: Bool[Array, "V"]  # ids that could be drawn
+    experts: Int[Array, "L B T k"] | None = None  # the sampler's choices, if recorded
+    ref_logps: Float[Array, "B T"] | None = None
+    advantages: Float[Array, "B"] | None = None
+    counted: Bool[Array, "B"] | None = None  # sequences in the loss and its denominators
+
+
+def _after_prompt(prompt: Array, completion: Array, start: Int[Array, "B"]) -> Array:
+    """Joins prompt [B, S, ...] and completion [B, C, ...] at each row's `start` -> [B, S + C, ...]."""
+    s, c = prompt.shape[1], completion.shape[1]
+    offset = jnp.arange(s + c) - start[:, None]
+    index = jnp.where(offset < 0, jnp.arange(s + c), s + jnp.clip(offset, 0, c - 1))
+    joined = jnp.concatenate([prompt, completion], axis=1)
+    return jnp.take_along_axis(joined, index.reshape(index.shape + (1,) * (joined.ndim - 2)), axis=1)
+
+
+def learner_batch(
+    prompts: Int[Array, "P S"],
+    prompt_lengths: Int[Array, "P"],
+    rollout: Rollout,
+    allowed: Bool[Array, "V"],
+    pad_id: int,
+) -> GRPOBatch:
+    """Lays a rollout out for the learner: each completion directly after its prompt, padding at the right only."""
+    p, g, c = rollout.completions.shape
+    s = prompts.shape[1]
+    start = jnp.repeat(prompt_lengths, g)
+    lengths = rollout.lengths.reshape(-1)
+    at = jnp.arange(s + c)
+    mask = (at >= start[:, None]) & (at < (start + lengths)[:, None])
+    valid = at < (start + lengths)[:, None]
+
+    def lay_out(prompt: Array, completion: Array) -> Array:
+        return _after_prompt(jnp.repeat(prompt, g, axis=0), completion.reshape(p * g, c, *completion.shape[3:]), start)
+
+    tokens = jnp.where(valid, lay_out(prompts, rollout.completions), pad_id)
+    logps = lay_out(jnp.zeros(prompts.shape), rollout.logps + rollout.log_mass)
+    experts = None
+    if rollout.experts is not None:
+        experts = jax.vmap(lay_out)(rollout.prompt_experts, rollout.experts)
+    return GRPOBatch(
+        tokens=tokens,
+        completion_mask=mask,
+        old_logps=jnp.where(mask, logps, 0.0),
+        truncated=rollout.truncated.reshape(-1),
+        allowed=allowed,
+        experts=experts,
+    )
+
+
+def _forward(graph: nnx.GraphDef, config: GRPOConfig, chunk: int, state: nnx.State, batch: GRPOBatch):
+    """(log-probabilities, entropy) of every token, [B, T]; the temperature is the sampler's."""
+    model: Decoder = nnx.merge(graph, state)
+    experts = batch.experts if config.replay_experts else None
+    hidden = model.trunk(batch.tokens, experts=experts).hidden
+    return next_token_logprobs(
+        hidden, model.head, batch.tokens, temperature=config.temperature, allowed=batch.allowed, chunk=chunk
+    )
+
+
+def make_logps(model: ModelConfig, graph: nnx.GraphDef, config: GRPOConfig) -> Callable[..., Float[Array, "B T"]]:
+    """Returns the pure function (model state, batch) -> log-probability of every token, float32 [B, T]."""
+
+    def logps(state: nnx.State, batch: GRPOBatch) -> Float[Array, "B T"]:
+        parts = _microbatches(batch, config.num_microbatches * config.num_minibatches)
+        if parts is None:
+            return _forward(graph, config, model.logits_chunk, state, batch)[0]
+        out = lax.map(lambda part: _forward(graph, config, model.logits_chunk, state, part)[0], parts)
+        return out.swapaxes(0, 1).reshape(batch.tokens.shape)
+
+    return logps
+
+
+def _batched(batch: GRPOBatch, fn: Callable[[Array, int], Array]) -> GRPOBatch:
+    """Applies fn(array, batch axis) to everything that has one entry per sequence."""
+    experts = None if batch.experts is None else fn(batch.experts, 1)
+    rest = batch.replace(experts=None, allowed=None)
+    return jax.tree.map(lambda a: fn(a, 0), rest).replace(experts=experts, allowed=batch.allowed)
+
+
+def _microbatches(batch: GRPOBatch, count: int) -> GRPOBatch | None:
+    """Splits a batch into `count` parts in front, taking every count-th row, so that no row changes its device."""
+    if count == 1:
+        return None
+
+    def split(a: Array, axis: int) -> Array:
+        shape = (*a.shape[:axis], a.shape[axis] // count, count, *a.shape[axis + 1 :])
+        return jnp.moveaxis(a.reshape(shape), axis + 1, 0)
+
+    parts = _batched(batch, split)
+    return parts.replace(allowed=jnp.broadcast_to(batch.allowed, (count, *batch.allowed.shape)))
+
+
+def make_grpo_update(
+    model: ModelConfig, graph: nnx.GraphDef, config: GRPOConfig, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, GRPOBatch], tuple[TrainState, Metrics]]:
+    """Returns the pure update (state, batch) -> (state, metrics).
+
+    Each of num_iterations passes splits the batch at random into num_minibatches optimizer steps, each accumulated over
+    num_microbatches. Denominators are the minibatch's, so that microbatches change nothing but rounding.
+    """
+
+    def part_loss(params: nnx.State, buffers: nnx.State, batch: GRPOBatch, denominator: Float[Array, ""]):
+        logps, entropy = _forward(graph, config, model.logits_chunk, nnx.merge_state(params, buffers), batch)
+        loss, sums = grpo_loss(
+            config, logps, batch.old_logps, batch.ref_logps, batch.advantages, batch.completion_mask, batch.counted,
+            denominator,
+        )  # fmt: skip
+        mask = batch.completion_mask
+        gap = jnp.where(mask, jnp.abs(lax.stop_gradient(logps) - batch.old_logps), 0.0)
+        sums |= {"all_tokens": mask.sum().astype(jnp.float32), "entropy": (entropy * mask).sum(), "gap": gap.sum()}
+        return loss, (sums, gap.max())
+
+    def gradients(state: TrainState, batch: GRPOBatch):
+        denominator = loss_denominator(config, batch.completion_mask, batch.counted)
+        value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
+        parts = _microbatches(batch, config.num_microbatches)
+        if parts is None:
+            (loss, (sums, gap)), grads = value_and_grad(state.params, state.buffers, batch, denominator)
+            return loss, sums, gap, grads
+
+        def add(total, part):
+            (loss, (sums, gap)), grads = value_and_grad(state.params, state.buffers, part, denominator)
+            total_loss, total_sums, largest, total_grads = total
+            add_trees = lambda a, b: jax.tree.map(jnp.add, a, b)  # noqa: E731
+            return (
+                total_loss + loss,
+                add_trees(total_sums, sums),
+                jnp.maximum(largest, gap),
+                add_trees(total_grads, grads),
+            ), None
+
+        shapes = jax.eval_shape(value_and_grad, state.params, state.buffers, jax.tree.map(lambda a: a[0], parts), denominator)  # fmt: skip
+        (loss, (sums, gap)), _ = shapes
+        zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)  # noqa: E731
+        grads = jax.tree.map(jnp.zeros_like, state.params)
+        return lax.scan(add, (zeros(loss), zeros(sums), zeros(gap), grads), parts)[0]
+
+    def optimizer_step(state: TrainState, batch: GRPOBatch) -> tuple[TrainState, Metrics]:
+        loss, sums, gap, grads = gradients(state, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        tokens = jnp.maximum(sums["tokens"], 1)
+        all_tokens = jnp.maximum(sums["all_tokens"], 1)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "entropy": sums["entropy"] / all_tokens,
+            "sampling/sampling_logp_difference/mean": sums["gap"] / all_tokens,
+            "sampling/sampling_logp_difference/max": gap,
+        }
+        metrics |= {k: sums[k] / tokens for k in
+                    ("kl", "ratio_mean", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")}  # fmt: skip
+        return state.replace(params=params, opt_state=opt_state), metrics
+
+    def update(state: TrainState, batch: GRPOBatch) -> tuple[TrainState, Metrics]:
+        first_step = state.step
+        all_metrics = []
+        for iteration in range(config.num_iterations):
+            if config.num_minibatches == 1:
+                state, metrics = optimizer_step(state, batch)
+            else:
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), first_step), iteration)
+                order = jax.random.permutation(key, batch.tokens.shape[0])
+                shuffled = _batched(batch, lambda a, axis, order=order: jnp.take(a, order, axis=axis))
+                state, metrics = lax.scan(optimizer_step, state, _microbatches(shuffled, config.num_minibatches))
+                metrics = jax.tree.map(lambda m: m.mean(axis=0), metrics)
+            all_metrics.append(metrics)
+        metrics = jax.tree.map(lambda *m: sum(m) / len(m), *all_metrics)
+        return state.replace(step=first_step + 1), metrics
+
+    return update
+
+
+def sync_reference(state: TrainState) -> TrainState:
+    """The policy becomes the reference (R1: every 400 steps)."""
+    ref = jax.tree.map(lambda p, r: jnp.copy(p).astype(r.dtype), state.params, state.ref_params)
+    return state.replace(ref_params=ref)
+
+
+def counted_sequences(
+    config: GRPOConfig, truncated: Any, scored: Bool[Array, "P G"], zero_std: Bool[Array, "P"]
+) -> Bool[Array, "B"]:
+    """Which sequences are in the loss and in its denominators."""
+    counted = scored
+    if config.drop_zero_variance_groups:
+        counted = counted & ~zero_std[:, None]
+    counted = counted.reshape(-1)
+    return counted & ~truncated if config.mask_truncated_completions else counted
