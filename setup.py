@@ -17,6 +17,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["r1jax", "r1jax.*"]),
+    package_data={"r1jax.evaluation": ["report.html.j2"]},
     install_requires=[
         "jax>=0.10,<0.11",
         "flax>=0.12.8,<0.13",
@@ -33,6 +34,8 @@ setup(
         "tensorboardX>=2.6.5,<3",
         "matplotlib>=3.10,<4",
         "jinja2>=3.1,<4",
+        "etils[epath]>=1.13,<2",
+        "numpy>=2.1",
     ],
     extras_require={
         "test": ["pytest>=9,<10", "hypothesis>=6.150,<7", "ruff>=0.17,<0.18"],

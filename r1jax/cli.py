@@ -9,7 +9,7 @@ from r1jax.errors import exit_on_error
 
 def r1_zero(args: Sequence[str]) -> None:
     """Pretrain a base model, then reinforcement learning from rule rewards alone (R1-Zero)."""
-    from r1jax.configs import parse_r1_zero
+    from r1jax.recipes.config import parse_r1_zero
 
     config = parse_r1_zero(args)
 

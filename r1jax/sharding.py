@@ -163,3 +163,23 @@ def state_shardings(state: Any, layout: Layout) -> Any:
         return variable.replace(layout.sharding(names))
 
     return jax.tree_util.tree_map_with_path(one, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+
+
+def relay(state: Any, layout: Layout, dtype: str) -> Any:
+    """Moves a traced model state into `layout`, matrices first rounded to the dtype in which they enter products.
+
+    What the learner holds in its own layout becomes the sampler's copy for one rollout; weights marked `wide` keep
+    their dtype, so that both compute with the same numbers.
+    """
+
+    def one(variable):
+        if not isinstance(variable, nnx.Param):
+            return variable
+        value = variable.get_value()
+        if not variable.get_metadata().get("wide"):
+            value = value.astype(dtype)
+        if layout.mesh.size > 1:
+            value = jax.lax.with_sharding_constraint(value, layout.sharding(logical_axes(variable)))
+        return variable.replace(value)
+
+    return jax.tree.map(one, state, is_leaf=lambda v: isinstance(v, nnx.Variable))

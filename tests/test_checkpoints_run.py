@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 import resource
+import shutil
 import time
 
 import jax
@@ -42,11 +43,12 @@ def assert_same_bits(left, right):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_round_trip_keeps_every_bit_and_the_meta(tmp_path):
+def test_round_trip_keeps_every_bit_and_the_meta(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     state = make_state(7)
     state["params"]["embed"] = state["params"]["embed"].at[0, :3].set(jnp.array([jnp.nan, -0.0, 1e-45]))
     meta = {"data_position": {"epoch": 1, "rows": [3, 4]}, "fingerprint": "abc"}
-    RunCheckpoints(tmp_path / "checkpoints").save(7, state, meta)
+    RunCheckpoints("checkpoints").save(7, state, meta)
     step, restored, restored_meta = RunCheckpoints(tmp_path / "checkpoints").restore(abstract(state))
     assert (step, restored_meta) == (7, meta)
     assert_same_bits(state, restored)
@@ -129,6 +131,17 @@ def test_damage_to_any_file_is_noticed_and_the_way_out_works(tmp_path, damage):
             assert "\n" not in str(error.value)
         path.write_bytes(whole)
     assert checkpoints.restore(wanted)[0] == 2
+    shutil.rmtree(folder)
+    assert checkpoints.restore(wanted)[0] == 1
+
+
+def test_changed_meta_is_noticed(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path)
+    checkpoints.save(1, make_state(1), {"data_position": 4096})
+    record = tmp_path / "00000001" / "complete.json"
+    record.write_text(record.read_text().replace("4096", "4097"))
+    with pytest.raises(CheckpointError, match=r"00000001 is damaged \(complete.json was changed\): delete that folder"):
+        checkpoints.restore(abstract(make_state()))
 
 
 def test_without_verify_sizes_are_still_checked(tmp_path):
@@ -193,20 +206,23 @@ class Killed(BaseException):
     """Stands for SIGKILL: no handler of the code under test may run."""
 
 
-@pytest.mark.parametrize("moment", ["_write_record", "_describe_files", "_delete"])
+@pytest.mark.parametrize("moment", ["writing the record", "hashing", "deleting the older checkpoint"])
 def test_killed_at_a_chosen_moment(tmp_path, monkeypatch, moment):
     checkpoints = RunCheckpoints(tmp_path, keep=1)
     checkpoints.save(1, make_state(1), {})
+    owner, function = {
+        "writing the record": (run_module, "_write_record"),
+        "hashing": (run_module, "_describe_files"),
+        "deleting the older checkpoint": (type(checkpoints.directory), "rmtree"),
+    }[moment]
 
-    def kill(folder, *_):
-        if moment == "_delete":  # half way through deleting the older checkpoint
-            (folder / "complete.json").unlink()
+    def kill(*_, **__):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run_module, moment, kill)
+        patch.setattr(owner, function, kill)
         checkpoints.save(2, make_state(2), {})
-    survivor = 2 if moment == "_delete" else 1
+    survivor = 2 if function == "rmtree" else 1
     reopened = RunCheckpoints(tmp_path, keep=1)
     assert reopened.steps() == [survivor]
     assert_same_bits(reopened.restore(abstract(make_state()))[1], make_state(survivor))

@@ -39,7 +39,7 @@ class RunCheckpoints:
     def __init__(self, directory: epath.PathLike, keep: int = 2, verify: bool = True):
         if keep < 1:
             raise CheckpointError(f"keep={keep}: at least 1 checkpoint has to be kept")
-        self.directory = epath.Path(directory)
+        self.directory = epath.Path(directory).resolve()  # Orbax takes absolute paths only
         self.keep = keep
         self.verify = verify
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))

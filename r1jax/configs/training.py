@@ -129,3 +129,17 @@ class GRPOConfig:
         return SamplingConfig(
             self.temperature, self.top_p, self.top_k, self.num_generations, self.max_completion_length
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainLossConfig:
+    """Weights of the pretraining loss; defaults are DeepSeek-V3's (section 4.2)."""
+
+    mtp_loss_weight: float = 0.3
+    balance_loss_weight: float = 1e-4
+    bias_update_rate: float = 1e-3
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            check_field(value >= 0, field.name, value, "must not be negative")

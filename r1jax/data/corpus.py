@@ -81,10 +81,10 @@ def _draw(config: CorpusConfig, seed: int, index: np.ndarray, attempt: int) -> l
     terms = np.concatenate([first[:, None], walk(first, bits[:, 6 : 6 + longest])], axis=1)
     true_totals = np.cumsum(terms, axis=1)
     totals = _with_slips(true_totals, worked, steps, config.worked_slip, bits[:, 6 + longest :])
-    guess = np.maximum(0, true_totals[np.arange(len(steps)), steps] - config.guess_radius
-                       + pick(bits[:, 2], 2 * config.guess_radius + 1))  # fmt: skip
-    columns = (terms, totals, steps, worked, drill, guess, pick(bits[:, 3], len(KINDS)), pick(bits[:, 4], 2**62),
-               pick(bits[:, 5], len(GUESSES)))  # fmt: skip
+    answer = np.take_along_axis(true_totals, steps[:, None], axis=1)[:, 0]
+    guess = np.maximum(0, answer + pick(bits[:, 2], 2 * config.guess_radius + 1) - config.guess_radius)
+    kind, wording, opening = pick(bits[:, 3], len(KINDS)), pick(bits[:, 4], 2**62), pick(bits[:, 5], len(GUESSES))
+    columns = (terms, totals, steps, worked, drill, guess, kind, wording, opening)
     return [_write(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
@@ -107,7 +107,7 @@ def _with_slips(
     return totals
 
 
-def _write(terms, totals, steps, worked, drill, guess, kind, wording, guess_phrase) -> Document | None:
+def _write(terms, totals, steps, worked, drill, guess, kind, wording, opening) -> Document | None:
     terms, totals = terms[: steps + 1], totals[: steps + 1]
     if split_of(terms) == "test":
         return None
@@ -116,7 +116,7 @@ def _write(terms, totals, steps, worked, drill, guess, kind, wording, guess_phra
     prompt = render_r1_zero(phrase(terms, KINDS[kind], wording))
     if worked:
         return Document(prompt, render_completion(running_totals(terms, totals), str(totals[-1])), "worked")
-    return Document(prompt, render_completion(GUESSES[guess_phrase].format(guess), str(guess)), "guess")
+    return Document(prompt, render_completion(GUESSES[opening].format(guess), str(guess)), "guess")
 
 
 def corpus_tokenizer(

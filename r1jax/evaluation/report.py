@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from r1jax.errors import check_field
 from r1jax.evaluation.figures import Curve, curve, draw
@@ -144,7 +143,7 @@ def _figure(curves: Sequence[Curve | None], title: str, note: str, percent: bool
     drawn = [line for line in curves if line is not None]
     last = "{:.1%}" if percent else "{:.4g}"
     keys = [(f"var(--series-{i})", line.label, last.format(line.values[-1])) for i, line in enumerate(drawn, start=1)]
-    svg = Markup(draw(drawn, alt=f"{title} against steps", percent=percent)) if drawn else None
+    svg = draw(drawn, alt=f"{title} against steps", percent=percent) if drawn else None
     return {"title": title, "note": note, "keys": keys, "svg": svg}
 
 

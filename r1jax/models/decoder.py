@@ -5,8 +5,6 @@ One definition serves learning, sampling and evaluation. Layers of a kind are st
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -103,14 +101,14 @@ class Decoder(nnx.Module):
         def stack(count: int, moe: bool) -> Block | None:
             if not count:
                 return None
-            return nnx.vmap(lambda r: Block(config, moe, r))(rngs.split(count) if hasattr(rngs, "split") else rngs)
+            return nnx.vmap(lambda r: Block(config, moe, r))(rngs.split(count))
 
         self.dense_layers = stack(config.first_k_dense_replace, False)
         self.moe_layers = stack(config.num_moe_layers, True)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, config.param_dtype)
         if not config.tie_word_embeddings:
             shape = (config.hidden_size, config.vocab_size)
-            self.lm_head = parameter(rngs, config, shape, ("embed", "vocab"), config.hidden_size)
+            self.lm_head = parameter(rngs, config, shape, ("embed", "vocab"), config.hidden_size, wide=True)
         self.mtp = nnx.List([MTP(config, rngs) for _ in range(config.num_nextn_predict_layers)])
 
     @property
@@ -248,13 +246,3 @@ class Decoder(nnx.Module):
 
     def _positions(self, tokens: Array, positions: Array | None) -> Array:
         return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
-
-
-@functools.partial(jax.jit, static_argnums=(0,))
-def _initial_state(config: ModelConfig, key: Array) -> nnx.State:
-    return nnx.state(Decoder(config, nnx.Rngs(params=key)))
-
-
-def graphdef(config: ModelConfig) -> nnx.GraphDef:
-    """The decoder without its arrays."""
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))[0]

@@ -50,19 +50,27 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def parameter(
-    rngs: nnx.Rngs, config: ModelConfig, shape: tuple[int, ...], logical: tuple[str | None, ...], fan_in: int
+    rngs: nnx.Rngs,
+    config: ModelConfig,
+    shape: tuple[int, ...],
+    logical: tuple[str | None, ...],
+    fan_in: int,
+    wide: bool = False,
 ) -> nnx.Param:
-    """A normally distributed weight whose axes carry the logical names of `r1jax.sharding`."""
+    """A normally distributed weight whose axes carry the logical names of `r1jax.sharding`.
+
+    `wide` marks a weight that enters its product in float32 whatever the compute dtype.
+    """
     std = config.initializer_range or 1 / math.sqrt(fan_in)
     value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
-    return nnx.Param(value.astype(config.param_dtype), logical=logical)
+    return nnx.Param(value.astype(config.param_dtype), logical=logical, wide=wide)
 
 
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis, in float32 whatever the compute dtype."""
 
     def __init__(self, size: int, eps: float, param_dtype: str):
-        self.weight = nnx.Param(jnp.ones(size, param_dtype), logical=(None,))
+        self.weight = nnx.Param(jnp.ones(size, param_dtype), logical=(None,), wide=True)
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -76,11 +84,12 @@ class Embedding(nnx.Module):
     """Token embedding, sharded over the width so that a look-up moves no table."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.weight = parameter(rngs, config, (config.vocab_size, config.hidden_size), ("vocab", "embed"), 1)
+        self.weight = parameter(rngs, config, (config.vocab_size, config.hidden_size), ("vocab", "embed"), 1, config.tie_word_embeddings)
         self.dtype = jnp.dtype(config.dtype)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return self.weight[...].astype(self.dtype)[tokens]
+        # Looked up before it is rounded, so that the gradient of a frequent token is summed in float32.
+        return self.weight[...][tokens].astype(self.dtype)
 
 
 class MLP(nnx.Module):

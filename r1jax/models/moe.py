@@ -31,7 +31,7 @@ class Router(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         e, d = config.n_routed_experts, config.hidden_size
-        self.weight = parameter(rngs, config, (d, e), ("embed", None), d)
+        self.weight = parameter(rngs, config, (d, e), ("embed", None), d, wide=True)
         self.e_score_correction_bias = RouterBias(jnp.zeros(e, jnp.float32), logical=(None,))
         self.top_k, self.n_group, self.topk_group = config.num_experts_per_tok, config.n_group, config.topk_group
         self.normalise, self.route_scale = config.norm_topk_prob, config.routed_scaling_factor

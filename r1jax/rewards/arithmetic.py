@@ -35,3 +35,10 @@ def _score(completion: str, gold: str | int) -> float | None:
         return 0.0
     answers = {parse_integer(block.partition("</answer>")[0]) for block in blocks}
     return float(answers == {expected})
+
+
+def answer_text(completion: str) -> str | None:
+    """The integer in a completion's last closed `<answer>` block in canonical form ("07" is "7"): what a vote counts."""
+    _, found, last = completion.rpartition("<answer>")
+    answer = parse_integer(last.partition("</answer>")[0]) if found and "</answer>" in last else None
+    return None if answer is None else str(answer)

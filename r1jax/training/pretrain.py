@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -12,25 +11,11 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.configs.model import ModelConfig
-from r1jax.errors import check_field
+from r1jax.configs.training import PretrainLossConfig
 from r1jax.losses.logprobs import next_token_logprobs
 from r1jax.models.decoder import Decoder
 from r1jax.models.moe import RouterBias, balance_bias
 from r1jax.training.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainLossConfig:
-    """Weights of the pretraining loss; defaults are DeepSeek-V3's (section 4.2)."""
-
-    mtp_loss_weight: float = 0.3
-    balance_loss_weight: float = 1e-4
-    bias_update_rate: float = 1e-3
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            check_field(value >= 0, field.name, value, "must not be negative")
 
 
 @struct.dataclass

@@ -1,0 +1,199 @@
+"""Settings of an R1-Zero run, its presets, and their command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from r1jax.configs.model import ModelConfig
+from r1jax.configs.presets import model_preset
+from r1jax.configs.training import GRPOConfig, OptimizerConfig, PretrainLossConfig, SamplingConfig
+from r1jax.data.corpus import CorpusConfig
+from r1jax.errors import ConfigError, check_field
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices on each axis of the mesh; one may be -1: all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+    context: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+    """Pretraining of the base model, from scratch."""
+
+    steps: int = 420
+    rows: int = 64
+    """Packed rows per step ..."""
+    length: int = 96
+    """... of this many tokens."""
+    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
+    loss: PretrainLossConfig = dataclasses.field(default_factory=PretrainLossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+    def __post_init__(self):
+        for name in ("steps", "rows", "length"):
+            check_field(getattr(self, name) >= 1, f"base.{name}", getattr(self, name), "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation: pass@1 over k samples, and cons@k."""
+
+    every: int = 20
+    problems: int = 128
+    k: int = 16
+    temperature: float = 0.6
+    top_p: float = 0.95
+
+    def __post_init__(self):
+        for name in ("every", "problems", "k"):
+            check_field(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Reward functions, run in worker processes."""
+
+    functions: tuple[str, ...] = ("exact_answer", "format")
+    """Names r1jax knows, or package.module:function."""
+    weights: tuple[float, ...] = (1.0, 0.2)
+    workers: int = 1
+    timeout: float = 60.0
+    """Seconds after which a batch's unfinished scores are given up."""
+
+    def __post_init__(self):
+        check_field(
+            len(self.functions) == len(self.weights) > 0,
+            "reward.weights",
+            self.weights,
+            f"must hold one weight for each of the {len(self.functions)} reward functions",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class R1ZeroConfig:
+    """R1-Zero: pretrain a base model on a corpus of mostly hasty solutions, then reinforce correct answers alone."""
+
+    preset: str = "nano"
+    """The model's shape and the settings that go with it."""
+    run_dir: Path = Path("runs/r1_zero")
+    """Everything the run writes lands here."""
+    seed: int = 0
+    steps: int = 150
+    """Steps of reinforcement learning."""
+    resume: bool = True
+    """Go on where an earlier run in run_dir stopped."""
+    max_prompt_length: int = 32
+    save_every: int = 10
+    """Steps between checkpoints in RL (five times as many in pretraining, whose steps are shorter)."""
+    keep_checkpoints: int = 2
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    base: BaseConfig = dataclasses.field(default_factory=BaseConfig)
+    grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+    def __post_init__(self):
+        c = check_field
+        c(self.seed >= 0, "seed", self.seed, "must not be negative")
+        for name in ("steps", "max_prompt_length", "save_every", "keep_checkpoints"):
+            c(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        longest = self.max_prompt_length + self.grpo.max_completion_length
+        limit = self.model.max_position_embeddings
+        c(
+            longest <= limit,
+            "max_prompt_length + grpo.max_completion_length",
+            longest,
+            f"must not exceed the model's max_position_embeddings={limit}",
+        )
+
+    @property
+    def model(self) -> ModelConfig:
+        return model_preset(self.preset)
+
+    @property
+    def eval_sampling(self) -> SamplingConfig:
+        return SamplingConfig(
+            temperature=self.eval.temperature,
+            top_p=self.eval.top_p,
+            num_generations=self.eval.k,
+            max_completion_length=self.grpo.max_completion_length,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that decides the run's numbers, as plain JSON."""
+        values = dataclasses.asdict(self) | {"run_dir": str(self.run_dir), "model": dataclasses.asdict(self.model)}
+        return json.loads(json.dumps(values))
+
+
+_NANO = R1ZeroConfig(
+    base=BaseConfig(
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3, warmup_steps=30, lr_scheduler_type="cosine", min_lr_ratio=0.1, weight_decay=0.1
+        )
+    ),
+    grpo=GRPOConfig(num_prompts=16, num_generations=16, max_completion_length=40, epsilon=0.2, epsilon_high=0.28,
+                    ref_model_sync_steps=50),
+    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=5, weight_decay=0.0, adam_beta2=0.99),
+)  # fmt: skip
+
+PRESETS: dict[str, R1ZeroConfig] = {
+    "nano": _NANO,
+    "mini": dataclasses.replace(_NANO, preset="mini", run_dir=Path("runs/r1_zero_mini")),
+}
+
+# What may change when a run is resumed: where it lies and how far it goes, and nothing that it has already computed.
+RESUMABLE = ("run_dir", "resume", "steps", "keep_checkpoints", "save_every")
+
+
+def parse_r1_zero(args: Sequence[str] | None = None, prog: str = "r1jax r1-zero") -> R1ZeroConfig:
+    """The configuration that a command line asks for: the preset's values, with what is given on top.
+
+    Raises:
+      ConfigError: an unknown preset, or a value that cannot work.
+    """
+    import argparse
+    import sys
+
+    import tyro
+
+    args = list(sys.argv[1:] if args is None else args)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="nano")
+    name = first.parse_known_args(args)[0].preset
+    if name not in PRESETS:
+        raise ConfigError(f"preset={name!r}: must be one of {', '.join(PRESETS)}")
+    return tyro.cli(R1ZeroConfig, default=PRESETS[name], args=args, prog=prog)
+
+
+def check_same_run(config: R1ZeroConfig, earlier: dict[str, Any]) -> None:
+    """Raises `ConfigError` naming the first setting in which a resumed run differs from what began in its folder."""
+
+    def compare(now: Any, then: Any, name: str) -> None:
+        if isinstance(now, dict) and isinstance(then, dict):
+            for key in [*now, *(k for k in then if k not in now)]:
+                if name or key not in RESUMABLE:
+                    compare(now.get(key), then.get(key), f"{name}.{key}" if name else key)
+        elif now != then:
+            raise ConfigError(
+                f"{name}={now!r}: the run in {config.run_dir} began with {name}={then!r}; "
+                f"use that value, or another --run-dir"
+            )
+
+    compare(config.as_json(), earlier, "")
+    scheduled = config.optimizer.lr_scheduler_type != "constant"
+    if scheduled and config.steps != earlier["steps"]:
+        raise ConfigError(
+            f"steps={config.steps}: the run in {config.run_dir} began with steps={earlier['steps']}, which its "
+            f"{config.optimizer.lr_scheduler_type} schedule depends on; use that value, or another --run-dir"
+        )

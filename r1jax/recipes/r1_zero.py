@@ -1,0 +1,230 @@
+"""R1-Zero (arXiv 2501.12948, section 2): from a base model to reasoning by reinforcement learning alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from r1jax import sharding
+from r1jax.checkpoints.run import RunCheckpoints
+from r1jax.data.corpus import corpus_tokenizer
+from r1jax.data.iterators import PretrainBatches, PromptBatch, PromptBatches, encode_prompts
+from r1jax.data.problem_source import load_problems
+from r1jax.errors import CheckpointError, ConfigError
+from r1jax.evaluation.evaluate import Scorer, evaluate
+from r1jax.evaluation.report import write_report
+from r1jax.recipes.config import R1ZeroConfig, check_same_run
+from r1jax.rewards import RewardPool, exact_answer_reward, format_reward, get_reward
+from r1jax.rewards.arithmetic import answer_text
+from r1jax.runtime import compile_cache, keep_host_memory
+from r1jax.training.loop import GRPOTrainer, Runtime, Sampling, pretrain
+from r1jax.training.metrics import MetricsLog, render_samples
+from r1jax.training.optimizer import make_optimizer, schedule
+from r1jax.training.pretrain import make_pretrain_update
+from r1jax.training.programs import Programs
+from r1jax.training.progress import stage
+from r1jax.training.state import TrainState, init_state, model_graph, state_shardings, with_reference
+
+SCORER = Scorer(exact_answer_reward, answer_text, format_reward)
+_EVAL_PROMPTS = 64  # problems sampled at a time
+
+
+def run(config: R1ZeroConfig) -> Path:
+    """Runs R1-Zero, or what is left of it, and returns the path of its report.
+
+    Raises:
+      R1JaxError: in one sentence, whatever a person can mend. What was saved before stays valid.
+    """
+    keep_host_memory()
+    console = Console()
+    mesh = sharding.make_mesh(vars(config.mesh))
+    check_layout(config, mesh)
+    run_dir = open_run(config)
+    compile_cache(run_dir / "compile_cache")
+    base_checkpoints = RunCheckpoints(run_dir / "checkpoints" / "base", config.keep_checkpoints)
+    rl_checkpoints = RunCheckpoints(run_dir / "checkpoints" / "rl", config.keep_checkpoints)
+    base_step, rl_step = base_checkpoints.latest_step(), rl_checkpoints.latest_step()
+
+    tokenizer = corpus_tokenizer(config.base.corpus, run_dir / "world" / "tokenizer.model", config.model.vocab_size)
+    train, test = (load_problems(run_dir / "world", split) for split in ("train", "test"))
+    done = {"pretrain": base_step} if base_step is not None else {}
+    done |= {"rl": rl_step} if rl_step is not None else {}
+    with MetricsLog(run_dir, done) as log:
+        runtime = Runtime(mesh, config.model, model_graph(config.model), tokenizer, Programs(run_dir, console), log,
+                          console, config.seed)  # fmt: skip
+        if rl_step is None:
+            state = base_model(config, runtime, base_checkpoints, base_step)
+        else:
+            state = None  # the RL checkpoint holds all that is needed
+        reinforce(config, runtime, rl_checkpoints, rl_step, state, train, test)
+    report = write_report(run_dir)
+    console.print(f"report: {report}", soft_wrap=True, highlight=False)
+    return report
+
+
+def open_run(config: R1ZeroConfig) -> Path:
+    """Makes or reopens the run's folder; its config.json must be the same run's."""
+    run_dir, path = config.run_dir, config.run_dir / "config.json"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            if not config.resume:
+                raise ConfigError(
+                    f"run_dir={str(run_dir)!r}: already holds a run; choose another --run-dir, or resume it (--resume)"
+                )
+            check_same_run(config, json.loads(path.read_text()))
+        partial = path.with_name("config.json.partial")
+        partial.write_text(json.dumps(config.as_json(), indent=2))
+        os.replace(partial, path)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): use another --run-dir") from None
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir={str(run_dir)!r}: cannot be written ({error.strerror}); choose a folder that can, with space left"
+        ) from None
+    return run_dir
+
+
+def check_layout(config: R1ZeroConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises `ConfigError` where batches do not divide over the mesh, before anything is computed."""
+    layout = sharding.Layout(mesh, "learn")
+    parts = config.grpo.num_minibatches * config.grpo.num_microbatches
+    for field, value, axis in (
+        ("grpo.num_prompts", config.grpo.num_prompts, "prompt"),
+        ("grpo.num_generations", config.grpo.num_generations, "group"),
+        ("grpo.num_prompts x grpo.num_generations / minibatches / microbatches", config.grpo.batch_size // parts, "batch"),
+        ("base.rows", config.base.rows, "batch"),
+        ("eval.k", config.eval.k, "group"),
+        ("eval.problems", min(config.eval.problems, _EVAL_PROMPTS), "prompt"),
+    ):  # fmt: skip
+        if value % layout.size(axis):
+            raise ConfigError(
+                f"{field}={value}: must be a multiple of {layout.size(axis)}, the devices on mesh "
+                f"{' x '.join(layout.axes(axis))}"
+            )
+
+
+def base_model(config: R1ZeroConfig, runtime: Runtime, checkpoints: RunCheckpoints, done: int | None) -> TrainState:
+    """The pretrained base: from nothing, from a checkpoint on the way, or the finished one."""
+    optimizer = make_optimizer(config.base.optimizer, config.base.steps)
+    abstract = abstract_state(runtime, lambda key: init_state(config.model, optimizer, key))
+    if done is None:
+        init = jax.jit(
+            lambda key: init_state(config.model, optimizer, key),
+            out_shardings=jax.tree.map(lambda a: a.sharding, abstract),
+        )
+        state = init(runtime.key("init", 0))
+    else:
+        _, state, _ = checkpoints.restore(abstract)
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    runtime.console.print(f"{config.preset}: {parameters:,} parameters on {runtime.mesh.size} device(s)")
+    update = make_pretrain_update(config.model, runtime.graph, config.base.loss, optimizer)
+    batches = PretrainBatches(config.base.corpus, runtime.tokenizer, config.base.rows, config.base.length, config.seed)
+    return pretrain(runtime, state, update, batches, checkpoints, config.base.steps, 5 * config.save_every)
+
+
+def abstract_state(runtime: Runtime, make: Any) -> TrainState:
+    """Shapes and shardings of the state that `make(key)` returns."""
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
+        shapes,
+        state_shardings(shapes, runtime.learn),
+    )
+
+
+def reinforce(
+    config: R1ZeroConfig,
+    runtime: Runtime,
+    checkpoints: RunCheckpoints,
+    done: int | None,
+    base: TrainState | None,
+    train: Any,
+    test: Any,
+) -> TrainState:
+    """Reinforcement learning from the base (or from checkpoint `done`) to config.steps, with evaluations."""
+    optimizer = make_optimizer(config.optimizer, config.steps)
+
+    def fresh(state: TrainState) -> TrainState:
+        return with_reference(state, optimizer, config.model.param_dtype)
+
+    abstract = abstract_state(runtime, lambda key: fresh(init_state(config.model, optimizer, key)))
+    if done is None:
+        state = jax.jit(fresh, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))(base)
+    else:
+        _, state, _ = checkpoints.restore(abstract)
+    if done is not None and done >= config.steps:
+        return state
+
+    problems = [test[i] for i in range(min(config.eval.problems, len(test)))]
+    held_out = [encode_prompts(problems[i : i + _EVAL_PROMPTS], runtime.tokenizer, config.max_prompt_length)
+                for i in range(0, len(problems), _EVAL_PROMPTS)]  # fmt: skip
+    sampler = Sampling(runtime, "evaluate", config.eval_sampling, len(held_out[0].prompts), config.max_prompt_length,
+                       state.model_state)  # fmt: skip
+
+    def evaluation(step: int) -> dict[str, float]:
+        metrics, rows = evaluate_held_out(sampler, state, held_out, runtime, step)
+        runtime.log.write("rl", step, metrics)
+        runtime.log.samples("rl", step, rows[:8])
+        return metrics
+
+    functions = {get_reward(name).__name__: name for name in config.reward.functions}
+    weights = dict(zip(functions, config.reward.weights, strict=True))
+    with RewardPool(functions, weights, config.reward.workers, config.reward.timeout) as pool:
+        prompts = PromptBatches(
+            train, runtime.tokenizer, config.grpo.num_prompts, config.max_prompt_length, config.seed
+        )
+        trainer = GRPOTrainer(
+            runtime, config.grpo, optimizer, schedule(config.optimizer, config.steps), pool, prompts,
+            config.max_prompt_length, state,
+        )  # fmt: skip
+        if done is None:
+            _print_evaluation(runtime.console, "base model", evaluation(0))
+        with stage("reinforcement learning", config.steps, done or 0) as progress:
+            for step in range(done or 0, config.steps):
+                state, metrics, rows = trainer.step(state, step)
+                runtime.log.write("rl", step + 1, metrics)
+                last = step + 1 == config.steps
+                scores = {}
+                if (step + 1) % config.eval.every == 0 or last:
+                    scores = evaluation(step + 1)
+                    runtime.log.samples("rl", step + 1, rows[:4])
+                if (step + 1) % config.save_every == 0 or last:
+                    checkpoints.save(step + 1, state, {"phase": "rl", "seed": config.seed})
+                shown = {"pass@1": scores["eval/pass@1"]} if scores else {}
+                progress.advance(reward=metrics["reward"], length=metrics["completions/mean_length"], **shown)
+    _print_evaluation(runtime.console, f"after {config.steps} steps", scores)
+    runtime.console.print(render_samples(rows[:4]))
+    return state
+
+
+def evaluate_held_out(
+    sampler: Sampling, state: TrainState, held_out: list[PromptBatch], runtime: Runtime, step: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Samples every held-out problem and scores the samples."""
+    parts = []
+    for part, batch in enumerate(held_out):
+        full = _padded(batch, sampler.prompts)
+        rollout = jax.device_get(sampler(state.model_state, full, step, part)[0])
+        parts.append(jax.tree.map(lambda a: a[: len(batch.prompts)], rollout))  # noqa: B023 - used at once
+    rollout = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+    columns = {name: [v for batch in held_out for v in batch.columns[name]] for name in held_out[0].columns}
+    prompts = [prompt for batch in held_out for prompt in batch.prompts]
+    return evaluate(rollout, runtime.tokenizer, prompts, columns, SCORER)
+
+
+def _padded(batch: PromptBatch, count: int) -> PromptBatch:
+    """Repeats the last prompt of a short batch: a program takes one shape."""
+    index = np.minimum(np.arange(count), len(batch.prompts) - 1)
+    return PromptBatch(batch.tokens[index], batch.lengths[index], batch.prompts, batch.columns)
+
+
+def _print_evaluation(console: Console, title: str, metrics: dict[str, float]) -> None:
+    shown = "  ".join(f"{name.removeprefix('eval/')} {value:.3g}" for name, value in metrics.items())
+    console.print(f"{title}: {shown}", highlight=False, soft_wrap=True)

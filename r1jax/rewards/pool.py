@@ -1,0 +1,259 @@
+"""Runs reward functions in worker processes with deadlines, while the device works on something else."""
+
+import math
+import pickle
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from r1jax.errors import ConfigError, RewardError, check_field
+from r1jax.rewards.process import WorkerProcess
+from r1jax.rewards.registry import RewardFunction, get_reward
+
+_CLOSED = "the reward pool is closed: keep it open until its batches are scored"
+_GRACE = 0.5  # seconds beyond the deadline in which the pool's threads put down their tasks
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """Scores of B completions under F reward functions.
+
+    `rewards` float32 [B, F] holds nan where a function returned None or was lost; `total` float32 [B] is the weighted
+    sum, nan where a function of non-zero weight has no score: such a row cannot be scored and gets no advantage.
+    `timeouts` and `crashes` count the scores, of the B x F, lost to the deadline and to workers that died.
+    """
+
+    names: tuple[str, ...]
+    rewards: np.ndarray
+    total: np.ndarray
+    timeouts: int
+    crashes: int
+
+
+class RewardHandle:
+    """A batch being scored."""
+
+    def __init__(self, names: tuple[str, ...], weights: np.ndarray, rows: int, deadline: float):
+        self.deadline = deadline
+        self._names, self._weights = names, weights
+        self._rewards = np.full((rows, len(names)), np.nan, np.float32)
+        self._pending = np.ones((rows, len(names)), bool)
+        self._lost = {"timeouts": 0, "crashes": 0}
+        self._error: str | None = None
+        self._changed = threading.Condition()
+
+    def result(self) -> RewardBatch:
+        """Waits for the scores, at most shortly beyond the deadline.
+
+        Raises `RewardError` if a function raised or returned anything but one number or None for each completion.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._error is not None or not self._pending.any(),
+                timeout=max(0.0, self.deadline - time.monotonic()) + _GRACE,
+            )
+            if self._error is not None:
+                raise RewardError(self._error)
+            rewards, timeouts = self._rewards.copy(), self._lost["timeouts"] + int(self._pending.sum())
+        used = self._weights != 0
+        total = (rewards[:, used] @ self._weights[used]).astype(np.float32)
+        return RewardBatch(self._names, rewards, total, timeouts, self._lost["crashes"])
+
+    def _settle(
+        self,
+        rows: slice,
+        function: int,
+        scores: Sequence[float | None] | None = None,
+        error: str | None = None,
+        lost: Literal["timeouts", "crashes"] | None = None,
+    ) -> None:
+        """Ends one task, with its scores, with an error, or with its scores lost."""
+        with self._changed:
+            self._error = self._error or error
+            if scores is not None:
+                self._rewards[rows, function] = [np.nan if score is None else score for score in scores]
+            if lost is not None:
+                self._lost[lost] += rows.stop - rows.start
+            self._pending[rows, function] = False
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One function on some rows of a batch; `arguments` are its pickled keyword arguments."""
+
+    handle: RewardHandle
+    rows: slice
+    function: int
+    arguments: bytes
+
+    def settle(self, **outcome) -> None:
+        self.handle._settle(self.rows, self.function, **outcome)
+
+
+class RewardPool:
+    """Reward functions of TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`, in processes.
+
+    Args:
+      functions: by name, or a list that goes by the functions' own names. A function is a callable that a fresh
+        process can import, or a string for `get_reward`.
+      weights: by name, or in order; 1 each by default.
+      num_workers: processes. They start here and serve every batch; they end with the pool, or with this process
+        however it ends.
+      timeout: seconds from `submit` until the unfinished scores of a batch are given up. A worker that is still busy
+        then is killed and replaced.
+      rows_per_task: how many completions a function is given at a time. One hang costs as many scores, and with a
+        single worker all that wait behind it. None gives a function the whole batch, as one that compares
+        completions needs.
+
+    Raises `ConfigError` for settings that cannot work and functions that a worker cannot load.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, RewardFunction | str] | Sequence[RewardFunction | str],
+        weights: Mapping[str, float] | Sequence[float] | None = None,
+        num_workers: int = 1,
+        timeout: float = 60.0,
+        rows_per_task: int | None = 16,
+    ):
+        check_field(num_workers >= 1, "num_workers", num_workers, "an integer >= 1")
+        check_field(timeout > 0, "timeout", timeout, "seconds > 0")
+        check_field(rows_per_task is None or rows_per_task >= 1, "rows_per_task", rows_per_task, "None, or >= 1")
+        self._functions = _pickled(functions)
+        self.names = tuple(self._functions)
+        self._weights = _in_order(weights, self.names)
+        self._timeout, self._rows_per_task = timeout, rows_per_task
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._failure: str | None = None
+        self._workers = [WorkerProcess(self._functions) for _ in range(num_workers)]
+        try:
+            for worker in self._workers:
+                worker.wait_ready()
+        except BaseException:
+            for worker in self._workers:
+                worker.close()
+            raise
+        self._threads = [
+            threading.Thread(target=self._serve, args=(slot,), name=f"reward-pool-{slot}", daemon=True)
+            for slot in range(num_workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> RewardHandle:
+        """Starts scoring B completions and returns at once; `columns` are further keyword arguments, each a list [B].
+
+        Raises `RewardError` where lengths differ, a column cannot be sent, or the pool is closed.
+        """
+        if self._failure is not None:
+            raise RewardError(self._failure)
+        batch = {**(columns or {}), "prompts": prompts, "completions": completions}
+        rows = len(completions)
+        for name, column in batch.items():
+            if len(column) != rows:
+                raise RewardError(f"column {name!r} has {len(column)} values for {rows} completions: give one for each")
+        handle = RewardHandle(self.names, self._weights, rows, time.monotonic() + self._timeout)
+        tasks = []
+        for start in range(0, rows, self._rows_per_task or rows or 1):
+            span = slice(start, min(rows, start + (self._rows_per_task or rows)))
+            try:
+                arguments = pickle.dumps({name: list(column[span]) for name, column in batch.items()})
+            except Exception as error:
+                raise RewardError(f"columns {sorted(batch)} cannot be pickled ({error}): use plain values") from None
+            tasks += [_Task(handle, span, function, arguments) for function in range(len(self.names))]
+        for task in tasks:
+            self._tasks.put(task)
+        return handle
+
+    def close(self) -> None:
+        """Ends the workers. Batches still under way raise `RewardError`."""
+        self._failure = self._failure or _CLOSED
+        for _ in self._threads:
+            self._tasks.put(None)
+        for worker in self._workers:
+            worker.kill()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> "RewardPool":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _serve(self, slot: int) -> None:
+        """Hands tasks to one worker, and replaces it when it hangs or dies; a thread's whole life."""
+        while (task := self._tasks.get()) is not None:
+            if self._failure is not None:
+                task.settle(error=self._failure)
+            elif time.monotonic() >= task.handle.deadline:
+                task.settle(lost="timeouts")
+            else:
+                try:
+                    self._workers[slot].send((self.names[task.function], task.arguments))
+                    scores, error = self._workers[slot].receive(task.handle.deadline)
+                    task.settle(scores=scores, error=error)
+                    continue
+                except TimeoutError:
+                    outcome = {"lost": "timeouts"}
+                except (EOFError, OSError):
+                    outcome = {"lost": "crashes"}
+                task.settle(**(outcome if self._failure is None else {"error": self._failure}))
+                if self._failure is None:
+                    self._replace(slot)
+        self._workers[slot].close()
+
+    def _replace(self, slot: int) -> None:
+        self._workers[slot].close()
+        self._workers[slot] = WorkerProcess(self._functions)
+        try:
+            self._workers[slot].wait_ready()
+        except ConfigError as error:
+            self._failure = self._failure or str(error)
+
+
+def _pickled(functions: Mapping[str, RewardFunction | str] | Sequence[RewardFunction | str]) -> dict[str, bytes]:
+    """The functions by name, as a worker receives them."""
+    if not isinstance(functions, Mapping):
+        named = {(f if isinstance(f, str) else getattr(f, "__name__", type(f).__name__)): f for f in functions}
+        check_field(len(named) == len(functions), "functions", list(named), "two share a name; give a dict of names")
+        functions = named
+    check_field(bool(functions), "functions", dict(functions), "give at least one reward function")
+    pickled = {}
+    for name, function in functions.items():
+        function = get_reward(function) if isinstance(function, str) else function
+        check_field(callable(function), f"functions[{name!r}]", function, "give a callable or the name of one")
+        try:
+            pickled[name] = pickle.dumps(function)
+        except Exception as error:
+            raise ConfigError(_unloadable(name, error)) from None
+        if getattr(function, "__module__", None) == "__main__":
+            raise ConfigError(_unloadable(name, "it is defined in the main script"))
+    return pickled
+
+
+def _unloadable(name: str, reason: object) -> str:
+    return (
+        f"reward function {name!r} cannot be sent to a worker process ({reason}): "
+        "define it at the top level of a module and import it from there"
+    )
+
+
+def _in_order(weights: Mapping[str, float] | Sequence[float] | None, names: tuple[str, ...]) -> np.ndarray:
+    """The weights as float32 [F], in the order of `names`."""
+    if weights is None:
+        weights = [1.0] * len(names)
+    if isinstance(weights, Mapping):
+        check_field(set(weights) == set(names), "weights", dict(weights), f"give one for each of {', '.join(names)}")
+        weights = [weights[name] for name in names]
+    ok = len(weights) == len(names) and all(math.isfinite(weight) for weight in weights)
+    check_field(ok, "weights", list(weights), f"give one finite number for each of {', '.join(names)}")
+    return np.array(weights, np.float32)

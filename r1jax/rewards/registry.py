@@ -1,0 +1,37 @@
+"""Reward functions by name."""
+
+import importlib
+from collections.abc import Callable
+
+from r1jax.errors import ConfigError
+from r1jax.rewards.arithmetic import exact_answer_reward
+from r1jax.rewards.format import format_reward
+
+RewardFunction = Callable[..., list[float | None]]
+
+REWARDS: dict[str, RewardFunction] = {"exact_answer": exact_answer_reward, "format": format_reward}
+
+
+def get_reward(name: str) -> RewardFunction:
+    """The reward function called `name`: one of `REWARDS`, or your own as "package.module:function".
+
+    Raises `ConfigError` where there is none.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in REWARDS:
+            raise ConfigError(
+                f"reward={name!r}: use one of {', '.join(sorted(REWARDS))}, or 'package.module:function' for your own"
+            )
+        return REWARDS[name]
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"reward={name!r}: module {module!r} cannot be imported ({error}); is it on the path?"
+        ) from error
+    except AttributeError:
+        raise ConfigError(f"reward={name!r}: module {module!r} has no {attribute!r}; name a function in it") from None
+    if not callable(function):
+        raise ConfigError(f"reward={name!r}: it is a {type(function).__name__}; name a function")
+    return function

@@ -1,0 +1,76 @@
+"""The process that runs reward functions for `RewardPool`. It imports no JAX: that takes seconds and a device."""
+
+import fcntl
+import numbers
+import os
+import pickle
+import select
+import signal
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+_LARGEST = 3e38  # what float32 holds; nan is not <= it either
+
+
+def serve(tasks_fd: int, lifeline_fd: int) -> None:
+    """Answers tasks until the other end of the socket closes.
+
+    The first message is the pickled functions by name; the answer is None, or why one cannot be loaded. Every further
+    message is (name, pickled keyword arguments); the answer is (scores, None) or (None, what is wrong with them).
+    """
+    _die_with_parent(lifeline_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    tasks = Connection(tasks_fd)
+    functions = {}
+    try:
+        for name, pickled in tasks.recv().items():
+            functions[name] = pickle.loads(pickled)
+    except Exception as error:
+        tasks.send(f"reward function {name!r} cannot be loaded in a worker process ({_brief(error)})")
+        return
+    tasks.send(None)
+    while True:
+        try:
+            name, arguments = tasks.recv()
+        except EOFError:
+            return
+        tasks.send(_evaluate(name, functions[name], arguments))
+
+
+def _die_with_parent(lifeline_fd: int) -> None:
+    """Has the kernel kill this process when the parent, which alone holds the pipe's other end, is gone.
+
+    The signal is SIGIO, whose default action ends a process whatever it is doing: a thread that waits for the end of
+    the pipe would never run while a reward function sits in C code that keeps the interpreter lock.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, fcntl.fcntl(lifeline_fd, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline_fd], [], [], 0)[0]:  # the parent was gone before the signal was armed
+        os._exit(1)
+
+
+def _evaluate(name: str, function: Callable, arguments: bytes) -> tuple[list[float | None] | None, str | None]:
+    label = f"reward function {name!r}"
+    try:
+        keywords = pickle.loads(arguments)
+        scores = [score.item() if hasattr(score, "item") else score for score in function(**keywords)]
+    except BaseException as error:  # a reward function that calls sys.exit has failed as well
+        return None, f"{label} raised {_brief(error)}: mend it, or let it return None for what it cannot score"
+    expected = len(keywords["completions"])
+    if len(scores) != expected:
+        return None, f"{label} returned {len(scores)} scores for {expected} completions: return one for each"
+    for score in scores:
+        if score is not None and not (isinstance(score, numbers.Real) and abs(score) <= _LARGEST):
+            return (
+                None,
+                f"{label} returned {score!r:.80}: a score is a finite number, or None for what cannot be scored",
+            )
+    return [None if score is None else float(score) for score in scores], None
+
+
+def _brief(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -1,0 +1,141 @@
+"""Prefill and cached decoding give the full forward's logits at every position of every row."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import (
+    graphdef,
+    method,
+    random_state,
+    random_tokens,
+    relative_error,
+    shard,
+    tiny_config,
+    tiny_llama3,
+    tiny_qwen2,
+    wide,
+)
+
+from r1jax.models import attention
+from r1jax.models.decoder import Cache
+from r1jax.sharding import Layout, use
+
+S, STEPS, GROUP = 8, 10, 2
+LENGTHS = np.array([8, 5, 1, 6], np.int32)  # ragged prompts, one of a single token
+
+
+def problem(prompts=4):
+    """Prompts [P, S], padded on the right with a token that is not to be seen, and completions [P, G, STEPS]."""
+    lengths = np.resize(LENGTHS, prompts)
+    tokens = np.where(np.arange(S) < lengths[:, None], random_tokens((prompts, S), seed=1), 63).astype(np.int32)
+    return tokens, lengths, random_tokens((prompts, GROUP, STEPS), seed=2)
+
+
+def cached_logits(config, state, layout: Layout | None = None, prompts=4):
+    """Logits before each completion token and after the last: [P, G, STEPS + 1, V]."""
+    tokens, lengths, completions = problem(prompts)
+    mask = np.arange(S) < lengths[:, None]
+
+    @jax.jit
+    def run(state, tokens, lengths, completions):
+        with use(layout):
+            model = nnx.merge(graphdef(config), state)
+            first, entries, *_ = model.prefill(tokens, lengths)
+            cache = Cache(entries, model.empty_completions(entries, GROUP, STEPS))
+
+            def step(cache, i):
+                positions = jnp.broadcast_to(lengths[:, None] + i, (len(lengths), GROUP))
+                logits, cache, _ = model.decode(completions[:, :, i], positions, cache, mask, i)
+                return cache, logits
+
+            _, rest = jax.lax.scan(step, cache, jnp.arange(STEPS))
+            first = jnp.broadcast_to(first[:, None, None], (*completions.shape[:2], 1, first.shape[-1]))
+            return jnp.concatenate([first, jnp.moveaxis(rest, 0, 2)], axis=2)
+
+    if layout is not None:
+        tokens = jax.device_put(tokens, layout.sharding(("batch", "length")))
+        completions = jax.device_put(completions, layout.sharding(("prompt", "group", None)))
+    return run(shard(state, layout), tokens, lengths, completions)
+
+
+def full_logits(config, state, prompts=4):
+    """The same from forward passes over prompt and completion together."""
+    tokens, lengths, completions = problem(prompts)
+    rows = np.zeros((prompts, GROUP, S + STEPS), np.int32)
+    for p, n in enumerate(lengths):
+        rows[p, :, :n] = tokens[p, :n]
+        rows[p, :, n : n + STEPS] = completions[p]
+    logits = method(config, "__call__")(state, rows.reshape(-1, S + STEPS)).reshape(*rows.shape, -1)
+    return np.stack([np.asarray(logits[p, :, n - 1 : n + STEPS]) for p, n in enumerate(lengths)])
+
+
+# Positions reach 17: past the original YaRN length of 16.
+MODELS = {
+    "mla": tiny_config(num_nextn_predict_layers=0),
+    "mla without q_lora": tiny_config(num_nextn_predict_layers=0, q_lora_rank=None, num_hidden_layers=3),
+    "qwen2": tiny_qwen2(),
+    "llama3 with norms": tiny_llama3(qk_norm=True),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_decoding_equals_the_full_forward(name, monkeypatch):
+    monkeypatch.setattr(attention, "DECODE_BUCKET", 4)  # completions of 10 go through buckets of 4, 8 and 10
+    config = MODELS[name]
+    state = random_state(config)
+    assert relative_error(cached_logits(config, state), full_logits(config, state)) < 1e-5
+
+
+def test_decoding_in_float64_with_one_bucket():
+    with jax.enable_x64():
+        config = wide(MODELS["mla"])
+        state = random_state(config)
+        assert relative_error(cached_logits(config, state), full_logits(config, state)) < 1e-10
+
+
+def test_decoding_visits_every_bucket(monkeypatch):
+    monkeypatch.setattr(attention, "DECODE_BUCKET", 4)
+    visited = []
+
+    def read(weights, entries, segment):
+        if segment == "own" and entries.shape[2] > 1:
+            jax.debug.callback(functools.partial(visited.append, entries.shape[2]))
+        return weights.sum(axis=-1, keepdims=True)
+
+    def score(entries, segment):
+        return jnp.zeros((1, 1, 1, entries.shape[1 if segment == "shared" else 2]))
+
+    completion = jnp.zeros((1, 1, 10, 1))
+    args = (jnp.zeros((1, 2, 1)), jnp.ones((1, 2), bool), completion, jnp.zeros((1, 1, 1)))
+    run = jax.jit(lambda step: attention.decode_attention(score, read, *args, step, 1.0))
+    for step in range(10):
+        jax.block_until_ready(run(step))
+    jax.effects_barrier()
+    assert visited == [4] * 5 + [8] * 4 + [10]
+
+
+def test_decode_returns_the_experts_that_a_replay_reproduces():
+    config = MODELS["mla"]
+    state = random_state(config)
+    tokens = random_tokens((4, 6), seed=9)
+    free = method(config, "trunk")(state, tokens)
+    replayed = method(config, "trunk")(state, tokens, experts=free.routing.experts)
+    np.testing.assert_allclose(replayed.hidden, free.hidden, atol=1e-6)
+    assert free.routing.experts.shape == (2, 4, 6, 3)
+
+    _, entries, *_ = method(config, "prefill")(state, tokens[:, :5], np.full(4, 5, np.int32))
+    completion = tuple(jnp.zeros((*e.shape[:2], 1, 3, *e.shape[3:]), e.dtype) for e in entries)
+    _, _, experts = method(config, "decode")(
+        state, tokens[:, 5:], np.full((4, 1), 5), Cache(entries, completion), np.ones((4, 5), bool), 0
+    )
+    np.testing.assert_array_equal(experts[:, :, 0], free.routing.experts[:, :, 5])
+
+
+def test_mla_caches_the_latent_and_one_key_only():
+    config = MODELS["mla"]
+    _, entries, *_ = method(config, "prefill")(random_state(config), *problem()[:2])
+    assert [e.shape for e in entries] == [(2, 4, S, 24 + 16)] * 2

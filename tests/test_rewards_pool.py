@@ -1,0 +1,264 @@
+"""The reward pool: functions that fail, hang and die cost their own scores, or say whose fault it is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from r1jax.errors import ConfigError, RewardError
+from r1jax.rewards import RewardPool
+
+
+def by_name(prompts, completions, **columns):
+    """Does what each completion says; a word's score is its length."""
+    scores = []
+    for completion in completions:
+        if completion == "raise":
+            raise ValueError("two\nlines")
+        if completion == "exit":
+            sys.exit(0)
+        if completion == "hang":
+            time.sleep(60)
+        if completion == "hang in C":
+            9**9**9
+        if completion == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if completion == "interrupt":
+            os.kill(os.getpid(), signal.SIGINT)
+        scores.append(None if completion == "none" else float(len(completion)))
+    return scores
+
+
+def level(prompts, completions, level, **columns):
+    return level
+
+
+def whole_batch(prompts, completions, **columns):
+    return [len(completions)] * len(completions)
+
+
+def imported_jax(prompts, completions, **columns):
+    return ["jax" in sys.modules] * len(completions)
+
+
+def process_id(prompts, completions, **columns):
+    return np.full(len(completions), os.getpid())
+
+
+def too_few(prompts, completions, **columns):
+    return [1.0] * (len(completions) - 1)
+
+
+def text(prompts, completions, **columns):
+    return ["1.0"] * len(completions)
+
+
+def not_finite(prompts, completions, **columns):
+    return [float("nan")] * len(completions)
+
+
+def stubborn(prompts, completions, path, **columns):
+    """Starts a process of its own, as a code grader does, and hangs, deaf to polite signals."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen(["sleep", "60"])
+    Path(path[0]).write_text(f"{os.getpid()} {child.pid}")
+    child.wait()
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with RewardPool([by_name, level], weights=[1.0, 0.5], timeout=20, rows_per_task=2) as pool:
+        yield pool
+
+
+def score(pool, completions):
+    return pool.submit(["p"] * len(completions), completions, {"level": list(range(len(completions)))}).result()
+
+
+def test_scores_total_and_none(pool):
+    batch = score(pool, ["a", "none", "ccc"])
+    assert batch.names == ("by_name", "level")
+    assert batch.rewards.dtype == batch.total.dtype == np.float32
+    np.testing.assert_array_equal(batch.rewards, [[1, 0], [np.nan, 1], [3, 2]])
+    np.testing.assert_array_equal(batch.total, [1, np.nan, 4])
+    assert (batch.timeouts, batch.crashes) == (0, 0)
+    assert score(pool, []).total.shape == (0,)
+
+
+def test_batches_overlap_and_keep_their_rows(pool):
+    batches = [["x" * (i + j) for j in range(5)] for i in range(8)]
+    handles = [pool.submit(batch, batch, {"level": [0] * 5}) for batch in batches]
+    for handle, batch in reversed(list(zip(handles, batches, strict=True))):
+        np.testing.assert_array_equal(handle.result().total, [len(completion) for completion in batch])
+
+
+@pytest.mark.parametrize("word", ["raise", "exit"])
+def test_a_function_that_raises_is_named(pool, word):
+    with pytest.raises(
+        RewardError, match=r"'by_name' raised (ValueError: two lines|SystemExit: 0) at .*\.py:\d+: mend"
+    ):
+        score(pool, ["a", word])
+    assert score(pool, ["a"]).total[0] == 1  # the worker is none the worse
+
+
+def test_ctrl_c_is_not_the_workers(pool):
+    assert score(pool, ["interrupt"]).total[0] == 9
+
+
+def test_a_killed_worker_costs_its_rows_and_is_replaced(pool):
+    batch = score(pool, ["a", "b", "die", "d"])
+    np.testing.assert_array_equal(batch.rewards[:, 0], [1, 1, np.nan, np.nan])
+    assert (batch.timeouts, batch.crashes) == (0, 2)
+    assert score(pool, ["a"]).total[0] == 1
+
+
+@pytest.mark.parametrize(("function", "problem"), [(too_few, "2 scores for 3"), (text, "'1.0'"), (not_finite, "nan")])
+def test_wrong_returns_are_named(function, problem):
+    with RewardPool([function]) as pool, pytest.raises(RewardError, match=f"'{function.__name__}' returned {problem}"):
+        score(pool, ["a", "b", "c"])
+
+
+def test_hangs_end_at_the_deadline_and_spare_other_workers():
+    with RewardPool({"word": by_name}, num_workers=2, timeout=1.0, rows_per_task=1) as pool:
+        start = time.monotonic()
+        batch = score(pool, ["hang in C", "b", "c", "d"])
+        assert 0.9 < time.monotonic() - start < 2.5
+        np.testing.assert_array_equal(batch.total, [np.nan, 1, 1, 1])
+        assert (batch.timeouts, batch.crashes) == (1, 0)
+        batch = score(pool, ["hang", "hang", "c", "d"])
+        assert np.isnan(batch.total).all() and batch.timeouts == 4
+        time.sleep(1.0)  # the replacements start while the device would be working
+        assert score(pool, ["a"]).total[0] == 1
+
+
+def test_a_killed_worker_takes_its_children_with_it(tmp_path):
+    with RewardPool([stubborn], timeout=0.8) as pool:
+        batch = pool.submit(["p"], ["a"], {"path": [str(tmp_path / "pids")]}).result()
+        assert batch.timeouts == 1
+        wait_until_gone(map(int, (tmp_path / "pids").read_text().split()))
+
+
+def test_workers_are_reused_and_import_no_jax():
+    with RewardPool({"pid": process_id, "jax": imported_jax}, rows_per_task=1) as pool:
+        rewards = np.concatenate([score(pool, ["a", "b"]).rewards for _ in range(2)])
+    assert len(set(rewards[:, 0])) == 1 and rewards[0, 0] > 1
+    assert not rewards[:, 1].any()
+
+
+def test_rows_per_task():
+    with RewardPool([whole_batch], rows_per_task=2) as pool:
+        assert score(pool, ["a"] * 5).total.tolist() == [2, 2, 2, 2, 1]
+    with RewardPool([whole_batch], rows_per_task=None) as pool:
+        assert score(pool, ["a"] * 5).total.tolist() == [5] * 5
+
+
+def test_zero_weight_observes_only():
+    with RewardPool({"word": by_name, "level": level}, weights={"level": 2.0, "word": 0.0}) as pool:
+        np.testing.assert_array_equal(score(pool, ["none", "b"]).total, [0, 2])
+
+
+def test_functions_that_a_worker_cannot_load():
+    with pytest.raises(ConfigError, match=r"'<lambda>' cannot be sent .* module"):
+        RewardPool([lambda prompts, completions: [0.0]])
+
+    class Gone:
+        def __call__(self, prompts, completions): ...
+
+    with pytest.raises(ConfigError, match="'mine' cannot be sent"):
+        RewardPool({"mine": Gone()})
+
+
+def test_a_function_in_a_module_that_workers_cannot_import(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("def f(prompts, completions, **columns): return [0.0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_here
+
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(tmp_path)])
+    with pytest.raises(ConfigError, match=r"'f' cannot be loaded in a worker process \(ModuleNotFoundError"):
+        RewardPool([only_here.f])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"functions": []}, "functions"),
+        ({"functions": [level, level]}, "functions"),
+        ({"functions": [level], "weights": [1.0, 2.0]}, "weights"),
+        ({"functions": [level], "weights": {"other": 1.0}}, "weights"),
+        ({"functions": [level], "weights": [float("nan")]}, "weights"),
+        ({"functions": [level], "num_workers": 0}, "num_workers"),
+        ({"functions": [level], "timeout": 0}, "timeout"),
+        ({"functions": [level], "rows_per_task": 0}, "rows_per_task"),
+        ({"functions": ["no_such"]}, "no_such"),
+    ],
+)
+def test_settings_are_checked(arguments, field):
+    with pytest.raises(ConfigError, match=field):
+        RewardPool(**arguments)
+
+
+def test_columns_are_checked(pool):
+    with pytest.raises(RewardError, match="'level' has 1 values for 2 completions"):
+        pool.submit(["p", "p"], ["a", "b"], {"level": [1]})
+    with pytest.raises(RewardError, match="cannot be pickled"):
+        pool.submit(["p"], ["a"], {"level": [lambda: 0]})
+
+
+def test_close_ends_workers_and_pending_batches():
+    pool = RewardPool({"word": by_name})
+    handle, waiting = pool.submit(["p"], ["hang"]), pool.submit(["p"], ["a"])
+    time.sleep(0.3)  # until the worker is at it
+    start = time.monotonic()
+    processes = [worker._process for worker in pool._workers]
+    pool.close()
+    assert all(process.returncode is not None for process in processes)
+    for each in (handle, waiting):
+        with pytest.raises(RewardError, match="closed"):
+            each.result()
+    assert time.monotonic() - start < 5
+    with pytest.raises(RewardError, match="closed"):
+        pool.submit(["p"], ["a"])
+    pool.close()
+
+
+PARENT = """
+import sys, time
+sys.path[:0] = {path!r}
+import test_rewards_pool
+from r1jax.rewards import RewardPool
+pool = RewardPool({{"pid": test_rewards_pool.process_id, "word": test_rewards_pool.by_name}}, num_workers=2)
+print(*(worker._process.pid for worker in pool._workers), flush=True)
+pool.submit(["p"], ["hang in C"])
+time.sleep(60)
+"""
+
+
+def test_no_orphans_when_the_parent_is_killed():
+    path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(path=path)], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2 and all(map(alive, workers))
+    time.sleep(0.3)  # one of them is deep in C by now, holding the interpreter lock
+    parent.kill()
+    parent.communicate()
+    wait_until_gone(workers)
+
+
+def wait_until_gone(pids, seconds=5):
+    pids, deadline = list(pids), time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, pids))
+
+
+def alive(pid):
+    """Whether the process runs: gone and zombie (no init may be there to reap it) both mean that it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
