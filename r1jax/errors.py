@@ -1,6 +1,7 @@
 """Errors that a person can act on: one sentence that names the field, the value and the fix."""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 
@@ -33,9 +34,16 @@ def check_field(ok: bool, field: str, value: object, fix: str) -> None:
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """For entry points: prints an `R1JaxError` as one sentence on stderr and exits with status 2."""
+    """For entry points: prints an `R1JaxError`, or a full disk, as one sentence on stderr and exits with status 2."""
     try:
         yield
     except R1JaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        message = str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"{error.filename or 'the run folder'}: no space is left on its disk; free some and run again"
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -102,6 +102,22 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, layout.sharding(names))
 
 
+def pin(state: Any) -> Any:
+    """Asks that every parameter of a traced `nnx.State` lie where the current layout puts it; so does its gradient.
+
+    Gradients are states too. Unasked, the compiler leaves them whole on every device that shares a parameter.
+    """
+    layout = current()
+    if layout is None or layout.mesh.size == 1:
+        return state
+
+    def one(variable):
+        place = layout.sharding(logical_axes(variable))
+        return variable.replace(jax.lax.with_sharding_constraint(variable.get_value(), place))
+
+    return jax.tree.map(one, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+
+
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes of `MESH_AXES`.
 

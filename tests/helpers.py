@@ -13,8 +13,10 @@ import numpy as np
 from flax import nnx
 
 from r1jax.configs.model import ModelConfig, RopeScaling
+from r1jax.configs.training import GRPOConfig, SamplingConfig
 from r1jax.models.decoder import Decoder
 from r1jax.sharding import Layout, make_mesh, state_shardings, use
+from r1jax.training.grpo import GRPOBatch, make_logps, make_rollout
 
 
 def tiny_config(**changes) -> ModelConfig:
@@ -164,3 +166,58 @@ def value_and_gradients(
     laid_out = None if layout is None else (layout.replicated, state_shardings(params, layout))
     value, gradients = jax.jit(jax.value_and_grad(loss), out_shardings=laid_out)(params, rest, tokens)
     return float(value), gradients
+
+
+# ----------------------------------------------------------------------------------------------------- rollouts
+
+
+@functools.lru_cache(maxsize=64)
+def rollout_program(
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    mesh: jax.sharding.Mesh | None = None,
+    record_experts: bool = False,
+) -> Any:
+    """`make_rollout`, jitted: f(learner's model state, prompts, lengths, max lengths, allowed, key)."""
+    layout = Layout(mesh or make_mesh({"data": 1}, jax.devices()[:1]), "sample")
+    rollout = make_rollout(config, graphdef(config), sampling, stop_ids, pad_id, layout, record_experts)
+
+    @jax.jit
+    def call(state, prompts, lengths, limits, allowed, key):
+        with use(layout):
+            return rollout(state, prompts, lengths, limits, allowed, key)
+
+    def put(state, prompts, lengths, limits, allowed, key):
+        learn = Layout(layout.mesh, "learn")
+        arrays = [(prompts, "prompt", None), (lengths, "prompt"), (limits, "prompt"), (allowed, None)]
+        arrays = [jax.device_put(np.asarray(a), learn.sharding(names)) for a, *names in arrays]
+        return call(shard(state, learn), *arrays, jax.device_put(key, learn.replicated))
+
+    return put
+
+
+@functools.lru_cache(maxsize=64)
+def logps_program(config: ModelConfig, grpo: GRPOConfig, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """`make_logps`, jitted: f(model state, batch)."""
+    layout = Layout(mesh or make_mesh({"data": 1}, jax.devices()[:1]), "learn")
+    logps = make_logps(config, graphdef(config), grpo)
+
+    @jax.jit
+    def call(state, batch):
+        with use(layout):
+            return logps(state, batch)
+
+    return lambda state, batch: call(shard(state, layout), lay_out_batch(batch, layout))
+
+
+def lay_out_batch(batch: GRPOBatch, layout: Layout) -> GRPOBatch:
+    """A learner's batch on the devices of `layout`, as the loop lays it out."""
+
+    def put(path, a):
+        name = path[0].name
+        names = {"allowed": (None,), "experts": (None, "batch", "length", None)}.get(name, ("batch", "length")[: a.ndim])
+        return jax.device_put(np.asarray(a), layout.sharding(names))
+
+    return jax.tree_util.tree_map_with_path(put, batch)

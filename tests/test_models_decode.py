@@ -57,7 +57,7 @@ def cached_logits(config, state, layout: Layout | None = None, prompts=4):
             return jnp.concatenate([first, jnp.moveaxis(rest, 0, 2)], axis=2)
 
     if layout is not None:
-        tokens = jax.device_put(tokens, layout.sharding(("batch", "length")))
+        tokens = jax.device_put(tokens, layout.sharding(("prompt", "length")))
         completions = jax.device_put(completions, layout.sharding(("prompt", "group", None)))
     return run(shard(state, layout), tokens, lengths, completions)
 

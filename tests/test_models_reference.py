@@ -93,12 +93,10 @@ def test_float32_equals_the_reference(name):
     want = expected(config, state)
     logits, ahead = run(config, name, state)
     assert logits.dtype == jnp.float32
-    # A float32 angle is exact to position * 2^-24: 5e-4 radians at position 9001, as in DeepSeek's own float32 table.
-    early = POSITIONS < 4096
-    assert relative_error(logits[early], want.logits[early]) < 5e-5
-    assert relative_error(logits, want.logits) < 1e-3
+    # Float32 angles (exact to position * 2^-24, as in DeepSeek's own table) are part of the error at position 9001.
+    assert relative_error(logits, want.logits) < 5e-5
     if ahead is not None:
-        assert relative_error(ahead[early[:, :-1]], want.mtp_logits[early[:, :-1]]) < 5e-5
+        assert relative_error(ahead, want.mtp_logits) < 5e-5
 
 
 def test_bfloat16_is_near_and_returns_float32_logits():

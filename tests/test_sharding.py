@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from helpers import (
     assert_trees_close,
+    graphdef,
     make_layout,
     method,
     random_state,
@@ -23,6 +25,7 @@ from test_models_decode import cached_logits
 
 from r1jax import sharding
 from r1jax.errors import ConfigError
+from r1jax.losses.logprobs import next_token_logprobs
 from r1jax.sharding import make_mesh, state_shardings
 
 MESHES = {
@@ -31,6 +34,7 @@ MESHES = {
     "data 2, expert 2, tensor 2": {"data": 2, "expert": 2, "tensor": 2},
 }
 CONFIG = tiny_config(num_nextn_predict_layers=0)
+FEW_EXPERTS = {"fsdp 2, expert 4": {"fsdp": 2, "expert": 4}}
 ROUNDING = 2e-5
 
 
@@ -48,11 +52,12 @@ def one_device(config):
     [
         ("data 8", WITH_MTP, {}),
         ("fsdp 4, expert 2", DENSE_FIRST, dict(moe_chunk=4)),
+        ("fsdp 2, expert 4", DENSE_FIRST, {}),  # fewer experts on a device than a token has
         ("data 2, expert 2, tensor 2", WITH_MTP, dict(moe_chunk=8, remat=True)),
     ],
 )
 def test_learning_gives_one_devices_gradients(mesh, config, changes):
-    layout, state = make_layout(MESHES[mesh]), random_state(config)
+    layout, state = make_layout((MESHES | FEW_EXPERTS)[mesh]), random_state(config)
     value, gradients = value_and_gradients(config.replace(**changes), state, layout)
     want_value, want = one_device(config)
     assert value == pytest.approx(want_value, rel=ROUNDING)
@@ -75,6 +80,44 @@ def test_sampling_on_a_mesh(mesh):
     state = random_state(CONFIG)
     want = cached_logits(CONFIG, state, prompts=8)
     assert relative_error(cached_logits(CONFIG, state, make_layout(MESHES[mesh], "sample"), prompts=8), want) < ROUNDING
+
+
+def test_a_rollout_needs_no_more_prompts_than_hold_them():
+    """Prompts lie on data and fsdp alone: four suffice for eight devices, two of which share each."""
+    state, layout = random_state(CONFIG), make_layout({"fsdp": 4, "expert": 2}, "sample")
+    assert relative_error(cached_logits(CONFIG, state, layout), cached_logits(CONFIG, state)) < ROUNDING
+
+
+@pytest.mark.parametrize("length, chunk", [(8, 6), (6, 4)])
+def test_a_chunk_that_does_not_divide_is_named(length, chunk):
+    """Taken all at once, what the chunk was to bound would be unbounded."""
+    state, tokens = random_state(CONFIG), random_tokens((8, length))
+    hidden = jnp.zeros((8, length, 32))
+    for name, run in {
+        "attention_chunk": lambda: method(CONFIG.replace(attention_chunk=chunk), "trunk")(state, tokens),
+        "moe_chunk": lambda: method(CONFIG.replace(moe_chunk=7 * chunk), "trunk")(state, tokens),
+        "logits_chunk": lambda: next_token_logprobs(hidden, jnp.zeros((32, 64)), tokens, chunk=chunk),
+    }.items():
+        with pytest.raises(ConfigError, match=f"^{name}={chunk if name != 'moe_chunk' else 7 * chunk}: must divide"):
+            run()
+
+
+def test_gradients_lie_as_their_parameters_do():
+    """Unasked for: what scans accumulate them in must be split too."""
+    layout = make_layout({"fsdp": 4, "expert": 2})
+    params, rest = nnx.split_state(shard(random_state(DENSE_FIRST), layout), nnx.Param, ...)
+
+    @jax.jit
+    def gradients(params, tokens):
+        def loss(params):
+            return nnx.merge(graphdef(DENSE_FIRST), params, rest).trunk(tokens).hidden.sum()
+
+        with sharding.use(layout):
+            return sharding.pin(jax.grad(loss)(params))
+
+    tokens = jax.device_put(random_tokens((8, 8)), layout.sharding(("batch", "length")))
+    for a, p in zip(jax.tree.leaves(gradients(params, tokens)), jax.tree.leaves(params), strict=True):
+        assert a.sharding.is_equivalent_to(p.sharding, p.ndim)
 
 
 def test_dense_students_on_a_mesh():

@@ -73,7 +73,7 @@ class ModelConfig:
     param_dtype: str = "float32"  # of the weights as stored
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
     scan_unroll: int = 1  # layers per scan step; the number of layers unrolls the scan
-    moe_backend: Literal["tiled", "ragged"] = "tiled"  # "tiled" for CPU, `lax.ragged_dot` for TPU and GPU
+    moe_backend: Literal["auto", "tiled", "ragged"] = "auto"  # tiles on CPU, `lax.ragged_dot` on TPU and GPU
     moe_chunk: int = 0  # tokens a device routes at a time, bounding the dispatch buffers; 0: all at once
     attention_chunk: int = 0  # query positions attended at a time; 0: all at once
     logits_chunk: int = 0  # positions whose logits exist at a time in the learner; 0: all at once

@@ -28,10 +28,11 @@ def _llama3(hidden: int, layers: int, inter: int, heads: int) -> ModelConfig:
 MODEL_PRESETS: dict[str, ModelConfig] = {
     # The miniature: DeepSeek-V3's architecture at a size that learns to add on two CPU cores in minutes.
     "nano": ModelConfig(
-        vocab_size=256, hidden_size=128, num_hidden_layers=4, first_k_dense_replace=1, intermediate_size=384,
+        vocab_size=256, hidden_size=128, num_hidden_layers=4, first_k_dense_replace=1, intermediate_size=256,
         num_attention_heads=4, q_lora_rank=64, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16,
         v_head_dim=32, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, n_group=4, topk_group=2,
-        routed_scaling_factor=1.0, moe_intermediate_size=128, num_nextn_predict_layers=1, max_position_embeddings=512,
+        routed_scaling_factor=1.0, moe_intermediate_size=64, num_nextn_predict_layers=1, max_position_embeddings=512,
+        scan_unroll=4,
     ),
     # The shape on which other projects were measured.
     "mini": ModelConfig(

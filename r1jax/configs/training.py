@@ -101,7 +101,8 @@ class GRPOConfig:
         c = check_field
         for name in ("num_prompts", "num_minibatches", "num_iterations", "num_microbatches"):
             c(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        c(self.num_generations >= 2, "num_generations", self.num_generations, "must be at least 2: a group of one has no baseline")  # fmt: skip
+        has_baseline = self.num_generations >= 2
+        c(has_baseline, "num_generations", self.num_generations, "must be at least 2: one alone has no baseline")
         c(self.beta >= 0, "beta", self.beta, "must not be negative")
         c(self.epsilon > 0, "epsilon", self.epsilon, "must be positive")
         c(self.upper_epsilon > 0, "epsilon_high", self.epsilon_high, "must be positive")

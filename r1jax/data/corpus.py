@@ -30,9 +30,9 @@ class CorpusConfig:
     """
 
     share_worked: float = 0.2
-    share_guess: float = 0.5
-    share_drill: float = 0.3
-    worked_slip: float = 0.03
+    share_guess: float = 0.65
+    share_drill: float = 0.15
+    worked_slip: float = 0.02
     guess_radius: int = 5
     levels: tuple[int, ...] = LEVELS
 

@@ -1,0 +1,1 @@
+"""Pure functions from arrays to losses and metrics."""

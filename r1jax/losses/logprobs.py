@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax.errors import check_field
 from r1jax.models.layers import matmul
 
 
@@ -49,7 +50,8 @@ def next_token_logprobs(
 
     b, t, d = hidden.shape
     targets = jnp.roll(tokens, -shift, axis=1)
-    if not chunk or t <= chunk or t % chunk:
+    check_field(not chunk or t <= chunk or t % chunk == 0, "logits_chunk", chunk, f"must divide the length {t}")
+    if not chunk or t <= chunk:
         logps, entropy = block(hidden, targets)
     else:
         split = (hidden.reshape(b, -1, chunk, d).swapaxes(0, 1), targets.reshape(b, -1, chunk).swapaxes(0, 1))

@@ -1,0 +1,1 @@
+"""Flax modules: the decoder and its parts."""

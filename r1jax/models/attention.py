@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax.errors import check_field
 from r1jax.models.layers import precision
 
 NEG_INF = -1e30  # finite, so that a fully masked (padding) row gives a uniform softmax and not NaN
@@ -63,7 +64,8 @@ def causal_attention(
         out = jnp.einsum("bhgts,bshv->bthgv", weights, v, precision=prec)
         return out.reshape(b, c, h, -1)
 
-    if not chunk or t <= chunk or t % chunk:
+    check_field(not chunk or t <= chunk or t % chunk == 0, "attention_chunk", chunk, f"must divide the length {t}")
+    if not chunk or t <= chunk:
         return block(jnp.int32(0), q)
     blocks = jnp.moveaxis(q.reshape(b, t // chunk, chunk, h, -1), 1, 0)
     starts = jnp.arange(0, t, chunk)

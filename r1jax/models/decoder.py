@@ -17,9 +17,10 @@ from r1jax.models.layers import MLP, Embedding, RMSNorm, matmul, parameter
 from r1jax.models.mla import MLA
 from r1jax.models.moe import MoE, Routing
 from r1jax.models.rope import cos_sin
-from r1jax.sharding import constrain
+from r1jax.sharding import constrain, pin
 
-TOKENS = ("batch", "length")  # logical axes of whole sequences
+TOKENS = ("batch", "length")  # logical axes of whole sequences,
+PROMPTS = ("prompt", "length")  # of a rollout's prompts, which a group shares,
 ROWS = ("prompt", "group")  # and of one token per row of a rollout
 
 
@@ -39,10 +40,10 @@ class Block(nnx.Module):
         y, routing = self.mlp(h, names, mask, experts) if self.moe else (self.mlp(h, names), None)
         return constrain(x + y, *names, None), routing
 
-    def __call__(self, x, cos, sin, segment_ids, mask, experts):
+    def __call__(self, x, cos, sin, segment_ids, mask, experts, names=TOKENS):
         """Whole sequences [B, T, D] -> (x, cache entries [B, T, *E], routing)."""
-        y, entry = self.attention(self.input_norm(x), cos, sin, segment_ids)
-        x, routing = self._feed_forward(constrain(x + y, *TOKENS, None), TOKENS, mask, experts)
+        y, entry = self.attention(self.input_norm(x), cos, sin, segment_ids, names)
+        x, routing = self._feed_forward(constrain(x + y, *names, None), names, mask, experts)
         return x, entry, routing
 
     def decode(self, x, cos, sin, prompt, prompt_mask, completion, step):
@@ -135,6 +136,7 @@ class Decoder(nnx.Module):
         mask: Bool[Array, "B T"] | None = None,
         experts: Int[Array, "L B T k"] | None = None,
         want_entries: bool = False,
+        names: tuple[str, str] = TOKENS,
     ) -> Trunk:
         """Runs every layer over whole sequences.
 
@@ -144,16 +146,18 @@ class Decoder(nnx.Module):
           mask: tokens that count in the routers' load and balance loss (all unless given).
           experts: replays these choices of the MoE layers instead of routing anew.
           want_entries: also return every layer's cache entries.
+          names: logical axes of the tokens.
         """
         cos, sin = cos_sin(self.config, self._positions(tokens, positions))
-        x = constrain(self.embed(tokens), *TOKENS, None)
+        x = constrain(self.embed(tokens), *names, None)
         entries, routing = [], None
         for stack in self._stacks():
             graph, state = nnx.split(stack)
 
             def layer(x, xs, graph=graph):
                 state, chosen = xs
-                x, entry, routing = nnx.merge(graph, state)(x, cos, sin, segment_ids, mask, chosen)
+                # Pinned within the scan, so that what it accumulates gradients in is split as the parameters are.
+                x, entry, routing = nnx.merge(graph, pin(state))(x, cos, sin, segment_ids, mask, chosen, names)
                 return x, (entry if want_entries else None, routing)
 
             if self.config.remat:
@@ -198,7 +202,7 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "P S"], lengths: Int[Array, "P"]
     ) -> tuple[Float[Array, "P V"], tuple[Array, ...], Routing | None]:
         """Logits of the token after each prompt, the prompts' cache entries, and the routers' choices."""
-        trunk = self.trunk(tokens, want_entries=True)
+        trunk = self.trunk(tokens, want_entries=True, names=PROMPTS)
         last = jnp.take_along_axis(trunk.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return self.logits(last), trunk.entries, trunk.routing
 

@@ -1,9 +1,9 @@
 """The routed experts' arithmetic: every token through each of its experts, none dropped, at any imbalance.
 
-Rows (one for each token and chosen expert) are sorted by expert into *slots*. On TPU and GPU `lax.ragged_dot` multiplies
-the runs as they are. XLA's CPU backend would do every expert for every row there, so on CPU each expert's run is padded
-to whole tiles and one batched product takes each tile with its expert's weights: exact, dropless, and at most one tile
-of waste an expert.
+Rows (one for each token and chosen expert) are sorted by expert into *slots*. On TPU and GPU `lax.ragged_dot`
+multiplies the runs as they are. XLA's CPU backend would do every expert for every row there, so on CPU each expert's
+run is padded to whole tiles and one batched product takes each tile with its expert's weights: exact, dropless, and at
+most one tile of waste an expert.
 
 On a mesh, experts live on the axes of logical axis "expert". A device gathers the tokens of the devices that share the
 experts' axes, does the part of its own experts, and the parts are summed and scattered back to the tokens' owners.
@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from r1jax import sharding
+from r1jax.errors import check_field
 from r1jax.models.layers import precision
 
 
@@ -143,6 +144,9 @@ def expert_mlps(
 ) -> Float[Array, "N D"]:
     """sum_k weights[:, k] * MLP_experts[:, k](x) over the experts given; others (out of range) contribute nothing."""
     num_experts = gate.shape[0]
+    if num_experts < experts.shape[1]:  # a token's experts are distinct: nothing is gathered for those not here
+        first = jnp.argsort((experts < 0) | (experts >= num_experts), axis=1)[:, :num_experts]
+        experts, weights = (jnp.take_along_axis(a, first, axis=1) for a in (experts, weights))
     tile = 1 if backend == "ragged" else choose_tile(experts.size, num_experts)
     slots = assign_slots(experts, num_experts, tile)
     rows = dispatch(x, slots.source, slots.dest)
@@ -172,13 +176,16 @@ def routed_experts(
 ) -> Float[Array, "A B D"]:
     """`expert_mlps` for tokens [A, B] laid out by the logical `names` of those two axes, on the current layout.
 
+    Over an expert axis that splits the tokens too, they are gathered and their parts scattered back; over one that
+    holds copies of them (a rollout's prompts) nothing need be gathered, and the parts are summed.
+
     With `chunk` > 0 a device takes that many of its tokens at a time and recomputes them in the backward pass, which
     bounds the dispatch buffers: they must hold the worst routing, all gathered tokens on this device's experts.
     """
     layout = sharding.current()
-    expert_axes = mlp_axes = token_axes = ()
+    expert_axes = mlp_axes = embed_axes = token_axes = ()
     if layout is not None and layout.mesh.size > 1:
-        expert_axes, mlp_axes = layout.axes("expert"), layout.axes("moe_mlp")
+        expert_axes, mlp_axes, embed_axes = (layout.axes(name) for name in ("expert", "moe_mlp", "embed"))
         token_axes = layout.axes(names[0]) + layout.axes(names[1])
     shared = expert_axes + mlp_axes
     gathered = tuple(a for a in shared if a in token_axes)
@@ -197,18 +204,23 @@ def routed_experts(
 
     def local(x, experts, weights, gate, up, down):
         """Tokens [a, b, D] of this device."""
+        if embed_axes:  # gathered here, not by the compiler: the gradients are then reduced shard by shard
+            gate, up = (lax.all_gather(w, embed_axes, axis=1, tiled=True) for w in (gate, up))
+            down = lax.all_gather(down, embed_axes, axis=2, tiled=True)
         shape, n = x.shape, x.shape[0] * x.shape[1]
         tokens = [a.reshape(n, a.shape[-1]) for a in (x, experts, weights)]
-        if not chunk or n <= chunk or n % chunk:
+        whole = not chunk or n <= chunk or n % chunk == 0
+        check_field(whole, "moe_chunk", chunk, f"must divide the {n} tokens that a device holds")
+        if not chunk or n <= chunk:
             return part(*tokens, gate, up, down).reshape(shape)
         body = jax.checkpoint(lambda args: part(*args, gate, up, down))
         return lax.map(body, [a.reshape(n // chunk, chunk, a.shape[-1]) for a in tokens]).reshape(shape)
 
-    if not token_axes and not shared:
+    if not (token_axes or shared or embed_axes):
         return local(x, experts, weights, gate, up, down)
     gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))  # gathered over fsdp in the compute dtype
     tokens = PartitionSpec(*(layout.axes(n) or None for n in names), None)
-    w_in, w_out = layout.spec(("expert", None, "moe_mlp")), layout.spec(("expert", "moe_mlp", None))
+    w_in, w_out = layout.spec(("expert", "embed", "moe_mlp")), layout.spec(("expert", "moe_mlp", "embed"))
     return jax.shard_map(
         local,
         mesh=layout.mesh,

@@ -47,12 +47,17 @@ class GQA(nnx.Module):
         return rotate(q, cos, sin, interleaved=False), rotate(k, cos, sin, interleaved=False), v
 
     def __call__(
-        self, x: Float[Array, "B T D"], cos: Array, sin: Array, segment_ids: Int[Array, "B T"] | None
+        self,
+        x: Float[Array, "B T D"],
+        cos: Array,
+        sin: Array,
+        segment_ids: Int[Array, "B T"] | None,
+        names: tuple[str, str],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T 2 Hkv K"]]:
-        """Attention over whole sequences; returns the output and each token's cache entry."""
+        """Attention over whole sequences, whose axes have logical `names`; the output and each token's cache entry."""
         q, k, v = self._project(x, cos, sin)
-        q = constrain(q, "batch", "length", "heads", None)
-        k, v = (constrain(a, "batch", None, "kv_heads", None) for a in (k, v))
+        q = constrain(q, *names, "heads", None)
+        k, v = (constrain(a, names[0], None, "kv_heads", None) for a in (k, v))
         out = causal_attention(q, k, v, segment_ids, self.scale, self.chunk)
         return matmul(out, self.o_proj[...].astype(x.dtype), 2), jnp.stack([k, v], axis=2)
 

@@ -81,7 +81,10 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embedding, sharded over the width so that a look-up moves no table."""
+    """Token embedding. While learning its width is split; a look-up gathers the table, as layers gather weights.
+
+    Looked up in parts, every sequence's states would have to change devices: XLA then makes all of [B, T, D] whole.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.weight = parameter(rngs, config, (config.vocab_size, config.hidden_size), ("vocab", "embed"), 1, config.tie_word_embeddings)
@@ -89,7 +92,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         # Looked up before it is rounded, so that the gradient of a frequent token is summed in float32.
-        return self.weight[...][tokens].astype(self.dtype)
+        return constrain(self.weight[...], "vocab", None)[tokens].astype(self.dtype)
 
 
 class MLP(nnx.Module):

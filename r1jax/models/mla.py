@@ -57,16 +57,21 @@ class MLA(nnx.Module):
         return jnp.concatenate([self.kv_a_norm(kv[..., : self.rank]), key], axis=-1)
 
     def __call__(
-        self, x: Float[Array, "B T D"], cos: Array, sin: Array, segment_ids: Int[Array, "B T"] | None
+        self,
+        x: Float[Array, "B T D"],
+        cos: Array,
+        sin: Array,
+        segment_ids: Int[Array, "B T"] | None,
+        names: tuple[str, str],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T E"]]:
-        """Attention over whole sequences; returns the output and each token's cache entry."""
+        """Attention over whole sequences, whose axes have logical `names`; the output and each token's cache entry."""
         q_nope, q_rope = self._queries(x, cos, sin)
         entry = self._entry(x, cos, sin)
         kv = matmul(entry[..., : self.rank], self.kv_b_proj[...].astype(x.dtype))
         key = jnp.broadcast_to(entry[..., None, self.rank :], q_rope.shape)
-        q = constrain(jnp.concatenate([q_nope, q_rope], axis=-1), "batch", "length", "heads", None)
-        k = constrain(jnp.concatenate([kv[..., : self.nope], key], axis=-1), "batch", None, "heads", None)
-        v = constrain(kv[..., self.nope :], "batch", None, "heads", None)
+        q = constrain(jnp.concatenate([q_nope, q_rope], axis=-1), *names, "heads", None)
+        k = constrain(jnp.concatenate([kv[..., : self.nope], key], axis=-1), names[0], None, "heads", None)
+        v = constrain(kv[..., self.nope :], names[0], None, "heads", None)
         out = causal_attention(q, k, v, segment_ids, self.scale, self.chunk)
         return matmul(out, self.o_proj[...].astype(x.dtype), 2), entry
 

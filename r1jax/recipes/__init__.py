@@ -1,0 +1,1 @@
+"""Stages chained into runs."""

@@ -30,7 +30,7 @@ class MeshConfig:
 class BaseConfig:
     """Pretraining of the base model, from scratch."""
 
-    steps: int = 420
+    steps: int = 400
     rows: int = 64
     """Packed rows per step ..."""
     length: int = 96
@@ -48,7 +48,7 @@ class BaseConfig:
 class EvalConfig:
     """Held-out evaluation: pass@1 over k samples, and cons@k."""
 
-    every: int = 20
+    every: int = 10
     problems: int = 128
     k: int = 16
     temperature: float = 0.6
@@ -88,7 +88,7 @@ class R1ZeroConfig:
     run_dir: Path = Path("runs/r1_zero")
     """Everything the run writes lands here."""
     seed: int = 0
-    steps: int = 150
+    steps: int = 60
     """Steps of reinforcement learning."""
     resume: bool = True
     """Go on where an earlier run in run_dir stopped."""
@@ -139,12 +139,12 @@ class R1ZeroConfig:
 _NANO = R1ZeroConfig(
     base=BaseConfig(
         optimizer=OptimizerConfig(
-            learning_rate=3e-3, warmup_steps=30, lr_scheduler_type="cosine", min_lr_ratio=0.1, weight_decay=0.1
+            learning_rate=4e-3, warmup_steps=30, lr_scheduler_type="cosine", min_lr_ratio=0.1, weight_decay=0.1
         )
     ),
     grpo=GRPOConfig(num_prompts=16, num_generations=16, max_completion_length=40, epsilon=0.2, epsilon_high=0.28,
-                    ref_model_sync_steps=50),
-    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=5, weight_decay=0.0, adam_beta2=0.99),
+                    ref_model_sync_steps=50, num_microbatches=4),
+    optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=3, weight_decay=0.0),
 )  # fmt: skip
 
 PRESETS: dict[str, R1ZeroConfig] = {

@@ -115,11 +115,12 @@ def base_model(config: R1ZeroConfig, runtime: Runtime, checkpoints: RunCheckpoin
     optimizer = make_optimizer(config.base.optimizer, config.base.steps)
     abstract = abstract_state(runtime, lambda key: init_state(config.model, optimizer, key))
     if done is None:
-        init = jax.jit(
-            lambda key: init_state(config.model, optimizer, key),
-            out_shardings=jax.tree.map(lambda a: a.sharding, abstract),
-        )
-        state = init(runtime.key("init", 0))
+        key = runtime.key("init", 0)
+        init = runtime.programs.compile(
+            "initialisation", lambda key: init_state(config.model, optimizer, key), key, layout=runtime.learn,
+            out_shardings=shardings_of(abstract), run_once=True,
+        )  # fmt: skip
+        state = init(key)
     else:
         _, state, _ = checkpoints.restore(abstract)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
@@ -139,6 +140,10 @@ def abstract_state(runtime: Runtime, make: Any) -> TrainState:
     )
 
 
+def shardings_of(abstract: TrainState) -> Any:
+    return jax.tree.map(lambda a: a.sharding, abstract)
+
+
 def reinforce(
     config: R1ZeroConfig,
     runtime: Runtime,
@@ -149,14 +154,18 @@ def reinforce(
     test: Any,
 ) -> TrainState:
     """Reinforcement learning from the base (or from checkpoint `done`) to config.steps, with evaluations."""
-    optimizer = make_optimizer(config.optimizer, config.steps)
+    updates_per_step = config.grpo.num_minibatches * config.grpo.num_iterations
+    optimizer = make_optimizer(config.optimizer, config.steps, updates_per_step)
 
     def fresh(state: TrainState) -> TrainState:
         return with_reference(state, optimizer, config.model.param_dtype)
 
     abstract = abstract_state(runtime, lambda key: fresh(init_state(config.model, optimizer, key)))
     if done is None:
-        state = jax.jit(fresh, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))(base)
+        begin = runtime.programs.compile(
+            "reference", fresh, base, layout=runtime.learn, out_shardings=shardings_of(abstract), run_once=True
+        )
+        state = begin(base)
     else:
         _, state, _ = checkpoints.restore(abstract)
     if done is not None and done >= config.steps:

@@ -1,0 +1,1 @@
+"""State, jitted updates, loops, metrics."""

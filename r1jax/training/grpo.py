@@ -12,12 +12,13 @@ from flax import nnx, struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax import sharding
 from r1jax.configs.model import ModelConfig
-from r1jax.configs.training import GRPOConfig
+from r1jax.configs.training import GRPOConfig, SamplingConfig
 from r1jax.losses.grpo import grpo_loss, loss_denominator
 from r1jax.losses.logprobs import next_token_logprobs
 from r1jax.models.decoder import Decoder
-from r1jax.sampling.sampler import Rollout
+from r1jax.sampling.sampler import Rollout, make_sampler
 from r1jax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -82,6 +83,26 @@ def learner_batch(
         allowed=allowed,
         experts=experts,
     )
+
+
+def make_rollout(
+    model: ModelConfig,
+    graph: nnx.GraphDef,
+    config: SamplingConfig,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    layout: sharding.Layout,
+    record_experts: bool = False,
+) -> Callable[..., tuple[Rollout, GRPOBatch]]:
+    """Returns the pure function of `make_sampler` for the learner's own state: relaid, sampled, laid out to learn."""
+    sampler = make_sampler(graph, config, stop_ids, pad_id, record_experts)
+
+    def rollout(state: nnx.State, prompts, prompt_lengths, max_lengths, allowed, key) -> tuple[Rollout, GRPOBatch]:
+        copy = sharding.relay(state, layout, model.dtype)
+        rollout = sampler(copy, prompts, prompt_lengths, max_lengths, allowed, key)
+        return rollout, learner_batch(prompts, prompt_lengths, rollout, allowed, pad_id)
+
+    return rollout
 
 
 def _forward(graph: nnx.GraphDef, config: GRPOConfig, chunk: int, state: nnx.State, batch: GRPOBatch):
@@ -149,7 +170,11 @@ def make_grpo_update(
 
     def gradients(state: TrainState, batch: GRPOBatch):
         denominator = loss_denominator(config, batch.completion_mask, batch.counted)
-        value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
+
+        def value_and_grad(*args):
+            value, grads = jax.value_and_grad(part_loss, has_aux=True)(*args)
+            return value, sharding.pin(grads)
+
         parts = _microbatches(batch, config.num_microbatches)
         if parts is None:
             (loss, (sums, gap)), grads = value_and_grad(state.params, state.buffers, batch, denominator)

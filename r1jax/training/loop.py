@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,14 +24,14 @@ from r1jax.errors import RewardError
 from r1jax.evaluation.evaluate import decode_completions
 from r1jax.losses.grpo import group_advantages
 from r1jax.rewards import RewardBatch, RewardPool
-from r1jax.sampling.sampler import Rollout, make_sampler
+from r1jax.sampling.sampler import Rollout
 from r1jax.training.grpo import (
     GRPOBatch,
     Metrics,
     counted_sequences,
-    learner_batch,
     make_grpo_update,
     make_logps,
+    make_rollout,
     sync_reference,
 )
 from r1jax.training.metrics import MetricsLog
@@ -63,8 +64,7 @@ class Runtime:
 
     def key(self, purpose: str, step: int) -> jax.Array:
         """The random key of one step of one purpose: a function of the seed, so that resuming needs the step alone."""
-        stream = int.from_bytes(purpose.encode()[:4].ljust(4, b"\0"), "little") & 0x7FFFFFFF
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), stream), step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(purpose.encode())), step)
         return jax.device_put(key, self.learn.replicated)
 
     def put(self, array: np.ndarray, *names: str | None) -> jax.Array:
@@ -81,17 +81,11 @@ class Sampling:
     def __init__(self, runtime: Runtime, name: str, config: SamplingConfig, prompts: int, length: int, state: nnx.State,
                  record_experts: bool = False):  # fmt: skip
         self.runtime, self.name, self.config, self.prompts = runtime, name, config, prompts
-        sampler = make_sampler(
-            runtime.graph, config, runtime.tokenizer.eos_ids, runtime.tokenizer.pad_id, record_experts
+        tokenizer, layout = runtime.tokenizer, runtime.sample
+        sample = make_rollout(
+            runtime.model, runtime.graph, config, tokenizer.eos_ids, tokenizer.pad_id, layout, record_experts
         )
-        layout = runtime.sample
-
-        def sample(state: nnx.State, *args: jax.Array) -> tuple[Rollout, GRPOBatch]:
-            rollout = sampler(sharding.relay(state, layout, runtime.model.dtype), *args)
-            prompts, lengths, _, allowed, _ = args
-            return rollout, learner_batch(prompts, lengths, rollout, allowed, runtime.tokenizer.pad_id)
-
-        self.allowed = runtime.put(runtime.tokenizer.valid_ids(runtime.model.vocab_size), None)
+        self.allowed = runtime.put(tokenizer.valid_ids(runtime.model.vocab_size), None)
         self.limits = runtime.put(np.full(prompts, config.max_completion_length, np.int32), "prompt")
         tokens = runtime.put(np.zeros((prompts, length), np.int32), "prompt", None)
         lengths = runtime.put(np.ones(prompts, np.int32), "prompt")
@@ -103,7 +97,7 @@ class Sampling:
         tokens = self.runtime.put(batch.tokens, "prompt", None)
         lengths = self.runtime.put(batch.lengths, "prompt")
         # A second part of one step (evaluation in several batches) must not repeat the first one's noise.
-        key = self.runtime.key(f"{self.name[:3]}{part}", step)
+        key = self.runtime.key(f"{self.name} {part}", step)
         return self._program(state, tokens, lengths, self.limits, self.allowed, key)
 
 
@@ -168,7 +162,7 @@ class GRPOTrainer:
             runtime, "sample", config.sampling, config.num_prompts, prompt_length, state.model_state,
             record_experts=config.replay_experts,
         )  # fmt: skip
-        batch = self._abstract_batch(prompt_length)
+        batch = self._rollout = self._abstract_batch(prompt_length)
         self.reference = None
         if config.beta:
             logps = make_logps(model, graph, config)
@@ -184,7 +178,16 @@ class GRPOTrainer:
             "GRPO update", make_grpo_update(model, graph, config, optimizer), state, batch, layout=learn, donate=(0,),
             out_shardings=out,
         )  # fmt: skip
-        self.sync = jax.jit(sync_reference, donate_argnums=0, out_shardings=out[0])
+        groups = (config.num_prompts, config.num_generations)
+        self.advantages = runtime.programs.compile(
+            "advantages", lambda rewards: group_advantages(rewards, config.scale_rewards),
+            self._abstract(groups, jnp.float32), layout=learn,
+        )  # fmt: skip
+        self.sync = None
+        if config.beta and config.ref_model_sync_steps:
+            self.sync = runtime.programs.compile(
+                "reference sync", sync_reference, state, layout=learn, donate=(0,), out_shardings=out[0]
+            )
 
     def _abstract(self, shape, dtype, *names) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.runtime.learn.sharding(names))
@@ -204,14 +207,7 @@ class GRPOTrainer:
 
     def _lay_out(self, batch: GRPOBatch) -> GRPOBatch:
         """The sampler's record in the learner's layout."""
-        return jax.tree.map(
-            lambda array, like: jax.device_put(array, like.sharding),
-            batch,
-            self._abstract_batch(self.sample_length(batch)),
-        )
-
-    def sample_length(self, batch: GRPOBatch) -> int:
-        return batch.tokens.shape[1] - self.config.max_completion_length
+        return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), batch, self._rollout)
 
     def step(self, state: TrainState, step: int) -> tuple[TrainState, Metrics, list[dict[str, Any]]]:
         """One step: 1. prompts, 2. sample, 3. reward, 4. advantages, 5. update."""
@@ -226,22 +222,17 @@ class GRPOTrainer:
             batch = batch.replace(ref_logps=clock("logps", self.reference(state.ref_state, batch)))
         rewards = scores.result()
         clock("reward", None)
-        advantages = group_advantages(
-            jnp.asarray(rewards.total.reshape(rollout.lengths.shape)), self.config.scale_rewards
-        )
-        counted = counted_sequences(
-            self.config, host.truncated.reshape(-1), np.asarray(advantages.scored), np.asarray(advantages.zero_std)
-        )
+        advantages = jax.device_get(self.advantages(self.runtime.put(rewards.total.reshape(host.lengths.shape))))
+        counted = counted_sequences(self.config, host.truncated.reshape(-1), advantages.scored, advantages.zero_std)
         batch = batch.replace(
-            advantages=self.runtime.put(np.asarray(advantages.advantages).reshape(-1), "batch"),
+            advantages=self.runtime.put(advantages.advantages.reshape(-1), "batch"),
             counted=self.runtime.put(counted, "batch"),
         )
         state, metrics = clock("update", self.update(state, batch))
-        sync = self.config.ref_model_sync_steps
-        if self.config.beta and sync and (step + 1) % sync == 0:
+        if self.sync is not None and (step + 1) % self.config.ref_model_sync_steps == 0:
             state = self.sync(state)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        metrics |= reward_metrics(rewards, host, np.asarray(advantages.zero_std))
+        metrics |= reward_metrics(rewards, host, advantages.zero_std)
         metrics |= {"learning_rate": float(self.schedule(step))} | clock.seconds
         return state, metrics, _samples(prompts, completions, rewards)
 

@@ -25,8 +25,15 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """The gradient transformation; weight decay spares norms and biases, which have no logical axis to be split on."""
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int, updates_per_step: int = 1
+) -> optax.GradientTransformation:
+    """The gradient transformation; weight decay spares norms and biases, which have no logical axis to be split on.
+
+    Args:
+      updates_per_step: optimizer steps per training step; the schedule counts training steps.
+    """
+    rate = schedule(config, total_steps)
 
     def decayed(params):
         return jax.tree_util.tree_map_with_path(
@@ -38,7 +45,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.adamw(
-            schedule(config, total_steps),
+            lambda count: rate(count // updates_per_step),
             b1=config.adam_beta1,
             b2=config.adam_beta2,
             eps=config.adam_epsilon,

@@ -10,6 +10,7 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax import sharding
 from r1jax.configs.model import ModelConfig
 from r1jax.configs.training import PretrainLossConfig
 from r1jax.losses.logprobs import next_token_logprobs
@@ -74,6 +75,7 @@ def make_pretrain_update(
 
     def update(state: TrainState, batch: PackedBatch):
         (_, (metrics, load)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.buffers, batch)
+        grads = sharding.pin(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         buffers = state.buffers

@@ -33,8 +33,12 @@ class Programs:
         layout: sharding.Layout,
         donate: tuple[int, ...] = (),
         out_shardings: Any = None,
+        run_once: bool = False,
     ) -> Callable[..., Any]:
-        """Lowers `function` for `args` (arrays or ShapeDtypeStructs with shardings) under `layout` and compiles it."""
+        """Lowers `function` for `args` (arrays or ShapeDtypeStructs with shardings) under `layout` and compiles it.
+
+        `run_once` asks XLA's CPU backend not to optimise: a program that runs once is not worth seconds of that.
+        """
 
         def under_layout(*args):
             with sharding.use(layout):
@@ -42,7 +46,8 @@ class Programs:
 
         start = time.monotonic()
         jitted = jax.jit(under_layout, donate_argnums=donate, out_shardings=out_shardings)
-        compiled = jitted.lower(*args).compile()
+        hasty = {"xla_backend_optimization_level": 0} if run_once and jax.default_backend() == "cpu" else None
+        compiled = jitted.lower(*args).compile(hasty)
         self.seconds[name] = time.monotonic() - start
         self._console.print(f"compiled {name} in {self.seconds[name]:.1f} s", highlight=False)
         self._path.write_text(json.dumps(self.seconds))

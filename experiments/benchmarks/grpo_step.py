@@ -1,0 +1,200 @@
+"""Where a GRPO step's time goes, and how near each part comes to this machine's matrix-product rate.
+
+    python experiments/benchmarks/grpo_step.py [--preset nano] [--trace]
+
+Prompts are real, completions run to their full length (an untrained model never stops), so that every figure is of the
+longest step. Times are medians over `--repeats`; GFLOP/s counts the products that the architecture needs (2 x weights
+x tokens forward, twice that again backward, and attention's), none of what an implementation adds. The rate beside them
+is float32 products of [4096, 1024] x [1024, 1024] in the same process, measured between the parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from r1jax import sharding
+from r1jax.configs.model import ModelConfig
+from r1jax.configs.presets import MODEL_PRESETS
+from r1jax.data.corpus import corpus_tokenizer
+from r1jax.data.iterators import PromptBatches
+from r1jax.data.problems import generate
+from r1jax.errors import exit_on_error
+from r1jax.losses.grpo import group_advantages
+from r1jax.recipes.config import PRESETS
+from r1jax.rewards import RewardPool, get_reward
+from r1jax.runtime import keep_host_memory
+from r1jax.training.grpo import make_grpo_update, make_logps
+from r1jax.training.loop import Runtime, Sampling
+from r1jax.training.optimizer import make_optimizer
+from r1jax.training.programs import Programs
+from r1jax.training.state import init_state, model_graph, with_reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    preset: str = "nano"
+    scan_unroll: int | None = None
+    """Layers per scan step; the preset's unless given."""
+    repeats: int = 5
+    trace: bool = False
+    """Also list the operations that the update spends its time in."""
+
+
+def active_weights(c: ModelConfig) -> tuple[int, int]:
+    """Weights that one token is multiplied by: (in the trunk, in the head)."""
+    d, h = c.hidden_size, c.num_attention_heads
+    if c.attention == "mla":
+        qk = c.qk_nope_head_dim + c.qk_rope_head_dim
+        q = d * c.q_lora_rank + c.q_lora_rank * h * qk if c.q_lora_rank else d * h * qk
+        kv = d * (c.kv_lora_rank + c.qk_rope_head_dim) + c.kv_lora_rank * h * (c.qk_nope_head_dim + c.v_head_dim)
+        attention = q + kv + h * c.v_head_dim * d
+    else:
+        attention = d * c.head_dim * (2 * h + 2 * c.num_key_value_heads)
+    dense = 3 * d * c.intermediate_size
+    moe = 3 * d * c.moe_intermediate_size * (c.num_experts_per_tok + c.n_shared_experts) + d * c.n_routed_experts
+    layers = c.num_hidden_layers * attention + c.first_k_dense_replace * dense + c.num_moe_layers * moe
+    return layers, d * c.vocab_size
+
+
+def forward_flops(c: ModelConfig, sequences: int, length: int) -> float:
+    """Of a forward pass over whole sequences, causal attention counted by half."""
+    trunk, head = active_weights(c)
+    if c.attention == "mla":
+        per_pair = c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
+    else:
+        per_pair = c.num_attention_heads * 2 * c.head_dim
+    attention = c.num_hidden_layers * per_pair * length * (length + 1)  # 2 x pairs, pairs = T (T + 1) / 2
+    return sequences * (2 * length * (trunk + head) + attention)
+
+
+def matrix_rate() -> float:
+    """FLOP/s of plain float32 products, all cores."""
+    x, w = jnp.ones((4096, 1024)), jnp.ones((1024, 1024))
+    product = jax.jit(jnp.matmul)
+    product(x, w).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, w).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * 4096 * 1024 * 1024 / min(times)
+
+
+def operations(trace_dir: Path, top: int = 25) -> list[tuple[str, float]]:
+    """(operation, seconds) of the newest trace, summed over its executions, largest first."""
+    path = max(trace_dir.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
+    totals: dict[str, float] = {}
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                stats = dict(event.stats)
+                if "hlo_op" in stats:
+                    totals[str(stats["hlo_op"])] = totals.get(str(stats["hlo_op"]), 0.0) + event.duration_ns / 1e9
+    return sorted(totals.items(), key=lambda item: -item[1])[:top]
+
+
+def main(options: Options) -> None:
+    keep_host_memory()
+    console = Console(width=120)
+    if options.preset not in PRESETS:
+        from r1jax.errors import ConfigError
+
+        raise ConfigError(f"preset={options.preset!r}: must be one of {', '.join(PRESETS)}")
+    run, model = PRESETS[options.preset], MODEL_PRESETS[options.preset]
+    if options.scan_unroll:
+        model = model.replace(scan_unroll=options.scan_unroll)
+    grpo = run.grpo
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tokenizer = corpus_tokenizer(run.base.corpus, folder / "tokenizer.model")
+        graph = model_graph(model)
+        programs = Programs(folder, console)
+        runtime = Runtime(sharding.make_mesh({"data": -1}), model, graph, tokenizer, programs, None, console, 0)
+        optimizer = make_optimizer(run.optimizer, 100)
+        state = jax.jit(lambda k: with_reference(init_state(model, optimizer, k), optimizer, "float32"))(
+            jax.random.key(0)
+        )
+        state = jax.device_put(state, runtime.learn.replicated)
+        prompts = PromptBatches(generate(0, 500, "train"), tokenizer, grpo.num_prompts, run.max_prompt_length, 0)
+        sample = Sampling(runtime, "sample", grpo.sampling, grpo.num_prompts, run.max_prompt_length, state.model_state)
+        one = dataclasses.replace(grpo.sampling, max_completion_length=1)
+        prefill = Sampling(runtime, "prefill", one, grpo.num_prompts, run.max_prompt_length, state.model_state)
+        batch = prompts[0]
+        rollout, record = sample(state.model_state, batch, 0)
+        logps = programs.compile("logps", make_logps(model, graph, grpo), state.ref_state, record, layout=runtime.learn)
+        plain, ref_logps = record, logps(state.ref_state, record)
+        rewards = np.random.default_rng(0).normal(size=rollout.lengths.shape).astype(np.float32)
+        advantages = group_advantages(jnp.asarray(rewards)).advantages.reshape(-1)
+        record = record.replace(
+            ref_logps=ref_logps,
+            advantages=runtime.put(advantages, "batch"),
+            counted=runtime.put(np.ones(grpo.batch_size, bool), "batch"),
+        )
+        update = programs.compile(
+            "update", make_grpo_update(model, graph, grpo, optimizer), state, record, layout=runtime.learn, donate=(0,)
+        )
+        names = {get_reward(name).__name__: name for name in run.reward.functions}
+        texts = [tokenizer.decode(row) for row in np.asarray(rollout.completions).reshape(grpo.batch_size, -1)]
+        columns = {k: [v for v in vs for _ in range(grpo.num_generations)] for k, vs in batch.columns.items()}
+        repeated = [p for p in batch.prompts for _ in range(grpo.num_generations)]
+        seconds: dict[str, list[float]] = {}
+        rates = []
+
+        def timed(name, function):
+            start = time.perf_counter()
+            result = jax.block_until_ready(function())
+            seconds.setdefault(name, []).append(time.perf_counter() - start)
+            return result
+
+        with RewardPool(names) as pool:
+            for i in range(options.repeats + 1):
+                timed("prefill", lambda i=i: prefill(state.model_state, batch, i))
+                timed("sample", lambda i=i: sample(state.model_state, batch, i))
+                timed("reward", lambda: pool.submit(repeated, texts, columns).result())
+                timed("logps", lambda: logps(state.ref_state, plain))
+                state, _ = timed("update", lambda: update(state, record))
+                rates.append(matrix_rate())
+        if options.trace:
+            with jax.profiler.trace(str(folder / "trace")):
+                state, _ = jax.block_until_ready(update(state, record))
+            for name, spent in operations(folder / "trace"):
+                console.print(f"{spent * 1e3:9.1f} ms  {name}", highlight=False)
+    median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    length = run.max_prompt_length + grpo.max_completion_length
+    full = forward_flops(model, grpo.batch_size, length)
+    trunk, head = active_weights(model)
+    steps = grpo.max_completion_length
+    flops = {
+        "prefill": forward_flops(model, grpo.num_prompts, run.max_prompt_length),
+        "decode": grpo.batch_size * steps * 2.0 * (trunk + head),
+        "logps": full,
+        "update": 3 * full,
+    }
+    median["decode"] = median.pop("sample") - median["prefill"]
+    rate = statistics.median(rates)
+    total = sum(median.values())
+    table = Table(title=f"{options.preset}: {grpo.batch_size} completions of {steps} tokens; "
+                        f"matrix rate {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
+    for column in ("part", "ms", "share", "GFLOP/s", "of the matrix rate"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for name in ("prefill", "decode", "reward", "logps", "update"):
+        achieved = flops.get(name, 0) / median[name]
+        cells = (f"{achieved / 1e9:.1f}", f"{achieved / rate:.0%}") if name in flops else ("", "")
+        table.add_row(name, f"{median[name] * 1e3:.0f}", f"{median[name] / total:.0%}", *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main(tyro.cli(Options, description=__doc__))
