@@ -13,8 +13,8 @@ import jax
 def keep_host_memory() -> None:
     """Keeps freed memory in the process (glibc).
 
-    A jitted step on CPU allocates its temporaries anew each time. By default glibc gives such blocks back to the system,
-    which clears every page when it hands them out again: measured at a third of the miniature's step.
+    A jitted step on CPU allocates its temporaries anew each time. By default glibc gives such blocks back to the
+    system, which clears every page when it hands them out again: a third of the miniature's step, measured.
     """
     if not sys.platform.startswith("linux"):
         return

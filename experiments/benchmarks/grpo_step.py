@@ -29,7 +29,7 @@ from r1jax.configs.presets import MODEL_PRESETS
 from r1jax.data.corpus import corpus_tokenizer
 from r1jax.data.iterators import PromptBatches
 from r1jax.data.problems import generate
-from r1jax.errors import exit_on_error
+from r1jax.errors import ConfigError, exit_on_error
 from r1jax.losses.grpo import group_advantages
 from r1jax.recipes.config import PRESETS
 from r1jax.rewards import RewardPool, get_reward
@@ -108,8 +108,6 @@ def main(options: Options) -> None:
     keep_host_memory()
     console = Console(width=120)
     if options.preset not in PRESETS:
-        from r1jax.errors import ConfigError
-
         raise ConfigError(f"preset={options.preset!r}: must be one of {', '.join(PRESETS)}")
     run, model = PRESETS[options.preset], MODEL_PRESETS[options.preset]
     if options.scan_unroll:
@@ -151,19 +149,19 @@ def main(options: Options) -> None:
         seconds: dict[str, list[float]] = {}
         rates = []
 
-        def timed(name, function):
+        def timed(name, function, *args):
             start = time.perf_counter()
-            result = jax.block_until_ready(function())
+            result = jax.block_until_ready(function(*args))
             seconds.setdefault(name, []).append(time.perf_counter() - start)
             return result
 
         with RewardPool(names) as pool:
             for i in range(options.repeats + 1):
-                timed("prefill", lambda i=i: prefill(state.model_state, batch, i))
-                timed("sample", lambda i=i: sample(state.model_state, batch, i))
+                timed("prefill", prefill, state.model_state, batch, i)
+                timed("sample", sample, state.model_state, batch, i)
                 timed("reward", lambda: pool.submit(repeated, texts, columns).result())
-                timed("logps", lambda: logps(state.ref_state, plain))
-                state, _ = timed("update", lambda: update(state, record))
+                timed("logps", logps, state.ref_state, plain)
+                state, _ = timed("update", update, state, record)
                 rates.append(matrix_rate())
         if options.trace:
             with jax.profiler.trace(str(folder / "trace")):

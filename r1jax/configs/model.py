@@ -120,8 +120,12 @@ class ModelConfig:
             )
         c(self.scan_unroll >= 1, "scan_unroll", self.scan_unroll, "must be at least 1")
         for name in ("dtype", "param_dtype"):
-            c(getattr(self, name) in ("float32", "bfloat16", "float64"), name, getattr(self, name),
-              'must be "float32", "bfloat16" or "float64"')  # fmt: skip
+            c(
+                getattr(self, name) in ("float32", "bfloat16", "float64"),
+                name,
+                getattr(self, name),
+                'must be "float32", "bfloat16" or "float64"',
+            )
 
     @property
     def num_moe_layers(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.metrics import cons_at_k, pass_at_1
 from r1jax.sampling.sampler import Rollout
+from r1jax.sampling.text import decode_completions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +21,6 @@ class Scorer:
     correct: Callable[..., list[float | None]]
     answer: Callable[[str], str | None]
     well_formed: Callable[..., list[float | None]]
-
-
-def decode_completions(tokenizer: Tokenizer, rollout: Rollout) -> list[list[str]]:
-    """Text of each completion, [P][G], without its stop token."""
-    return [
-        [tokenizer.decode(row[:length]) for row, length in zip(rows, lengths, strict=True)]
-        for rows, lengths in zip(rollout.completions, rollout.lengths, strict=True)
-    ]
 
 
 def evaluate(

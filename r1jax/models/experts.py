@@ -101,9 +101,7 @@ combine.defvjp(_combine_fwd, _combine_bwd)
 
 
 @jax.custom_vjp
-def tiled_matmul(
-    x: Float[Array, "S C I"], w: Float[Array, "E I O"], owner: Int[Array, "S"]
-) -> Float[Array, "S C O"]:
+def tiled_matmul(x: Float[Array, "S C I"], w: Float[Array, "E I O"], owner: Int[Array, "S"]) -> Float[Array, "S C O"]:
     """Multiplies tile s [C, I] by the weights of its expert, owner[s]."""
     return jnp.einsum("sci,sio->sco", x, w[owner], precision=precision(x.dtype))
 

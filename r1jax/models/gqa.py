@@ -40,8 +40,7 @@ class GQA(nnx.Module):
         k = matmul(x, self.k_proj[...].astype(x.dtype))
         v = matmul(x, self.v_proj[...].astype(x.dtype))
         if self.bias:
-            q, k, v = (a + b[...].astype(x.dtype) for a, b in
-                       ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))  # fmt: skip
+            q, k, v = (a + b[...].astype(x.dtype) for a, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, cos, sin, interleaved=False), rotate(k, cos, sin, interleaved=False), v

@@ -87,7 +87,9 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.weight = parameter(rngs, config, (config.vocab_size, config.hidden_size), ("vocab", "embed"), 1, config.tie_word_embeddings)
+        self.weight = parameter(
+            rngs, config, (config.vocab_size, config.hidden_size), ("vocab", "embed"), 1, config.tie_word_embeddings
+        )
         self.dtype = jnp.dtype(config.dtype)
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:

@@ -142,10 +142,17 @@ _NANO = R1ZeroConfig(
             learning_rate=4e-3, warmup_steps=30, lr_scheduler_type="cosine", min_lr_ratio=0.1, weight_decay=0.1
         )
     ),
-    grpo=GRPOConfig(num_prompts=16, num_generations=16, max_completion_length=40, epsilon=0.2, epsilon_high=0.28,
-                    ref_model_sync_steps=50, num_microbatches=4),
+    grpo=GRPOConfig(
+        num_prompts=16,
+        num_generations=16,
+        max_completion_length=40,
+        epsilon=0.2,
+        epsilon_high=0.28,
+        ref_model_sync_steps=50,
+        num_microbatches=4,
+    ),
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=3, weight_decay=0.0),
-)  # fmt: skip
+)
 
 PRESETS: dict[str, R1ZeroConfig] = {
     "nano": _NANO,

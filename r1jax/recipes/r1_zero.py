@@ -56,8 +56,16 @@ def run(config: R1ZeroConfig) -> Path:
     done = {"pretrain": base_step} if base_step is not None else {}
     done |= {"rl": rl_step} if rl_step is not None else {}
     with MetricsLog(run_dir, done) as log:
-        runtime = Runtime(mesh, config.model, model_graph(config.model), tokenizer, Programs(run_dir, console), log,
-                          console, config.seed)  # fmt: skip
+        runtime = Runtime(
+            mesh,
+            config.model,
+            model_graph(config.model),
+            tokenizer,
+            Programs(run_dir, console),
+            log,
+            console,
+            config.seed,
+        )
         if rl_step is None:
             state = base_model(config, runtime, base_checkpoints, base_step)
         else:
@@ -98,11 +106,15 @@ def check_layout(config: R1ZeroConfig, mesh: jax.sharding.Mesh) -> None:
     for field, value, axis in (
         ("grpo.num_prompts", config.grpo.num_prompts, "prompt"),
         ("grpo.num_generations", config.grpo.num_generations, "group"),
-        ("grpo.num_prompts x grpo.num_generations / minibatches / microbatches", config.grpo.batch_size // parts, "batch"),
+        (
+            "grpo.num_prompts x grpo.num_generations / minibatches / microbatches",
+            config.grpo.batch_size // parts,
+            "batch",
+        ),
         ("base.rows", config.base.rows, "batch"),
         ("eval.k", config.eval.k, "group"),
         ("eval.problems", min(config.eval.problems, _EVAL_PROMPTS), "prompt"),
-    ):  # fmt: skip
+    ):
         if value % layout.size(axis):
             raise ConfigError(
                 f"{field}={value}: must be a multiple of {layout.size(axis)}, the devices on mesh "
@@ -117,9 +129,13 @@ def base_model(config: R1ZeroConfig, runtime: Runtime, checkpoints: RunCheckpoin
     if done is None:
         key = runtime.key("init", 0)
         init = runtime.programs.compile(
-            "initialisation", lambda key: init_state(config.model, optimizer, key), key, layout=runtime.learn,
-            out_shardings=shardings_of(abstract), run_once=True,
-        )  # fmt: skip
+            "initialisation",
+            lambda key: init_state(config.model, optimizer, key),
+            key,
+            layout=runtime.learn,
+            out_shardings=shardings_of(abstract),
+            run_once=True,
+        )
         state = init(key)
     else:
         _, state, _ = checkpoints.restore(abstract)
@@ -172,10 +188,13 @@ def reinforce(
         return state
 
     problems = [test[i] for i in range(min(config.eval.problems, len(test)))]
-    held_out = [encode_prompts(problems[i : i + _EVAL_PROMPTS], runtime.tokenizer, config.max_prompt_length)
-                for i in range(0, len(problems), _EVAL_PROMPTS)]  # fmt: skip
-    sampler = Sampling(runtime, "evaluate", config.eval_sampling, len(held_out[0].prompts), config.max_prompt_length,
-                       state.model_state)  # fmt: skip
+    held_out = [
+        encode_prompts(problems[i : i + _EVAL_PROMPTS], runtime.tokenizer, config.max_prompt_length)
+        for i in range(0, len(problems), _EVAL_PROMPTS)
+    ]
+    sampler = Sampling(
+        runtime, "evaluate", config.eval_sampling, len(held_out[0].prompts), config.max_prompt_length, state.model_state
+    )
 
     def evaluation(step: int) -> dict[str, float]:
         metrics, rows = evaluate_held_out(sampler, state, held_out, runtime, step)
@@ -190,9 +209,15 @@ def reinforce(
             train, runtime.tokenizer, config.grpo.num_prompts, config.max_prompt_length, config.seed
         )
         trainer = GRPOTrainer(
-            runtime, config.grpo, optimizer, schedule(config.optimizer, config.steps), pool, prompts,
-            config.max_prompt_length, state,
-        )  # fmt: skip
+            runtime,
+            config.grpo,
+            optimizer,
+            schedule(config.optimizer, config.steps),
+            pool,
+            prompts,
+            config.max_prompt_length,
+            state,
+        )
         if done is None:
             _print_evaluation(runtime.console, "base model", evaluation(0))
         with stage("reinforcement learning", config.steps, done or 0) as progress:

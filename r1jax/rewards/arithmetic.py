@@ -38,7 +38,7 @@ def _score(completion: str, gold: str | int) -> float | None:
 
 
 def answer_text(completion: str) -> str | None:
-    """The integer in a completion's last closed `<answer>` block in canonical form ("07" is "7"): what a vote counts."""
+    """The integer in a completion's last closed `<answer>` block, "07" as "7": what a vote counts."""
     _, found, last = completion.rpartition("<answer>")
     answer = parse_integer(last.partition("</answer>")[0]) if found and "</answer>" in last else None
     return None if answer is None else str(answer)

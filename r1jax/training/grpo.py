@@ -160,9 +160,15 @@ def make_grpo_update(
     def part_loss(params: nnx.State, buffers: nnx.State, batch: GRPOBatch, denominator: Float[Array, ""]):
         logps, entropy = _forward(graph, config, model.logits_chunk, nnx.merge_state(params, buffers), batch)
         loss, sums = grpo_loss(
-            config, logps, batch.old_logps, batch.ref_logps, batch.advantages, batch.completion_mask, batch.counted,
+            config,
+            logps,
+            batch.old_logps,
+            batch.ref_logps,
+            batch.advantages,
+            batch.completion_mask,
+            batch.counted,
             denominator,
-        )  # fmt: skip
+        )
         mask = batch.completion_mask
         gap = jnp.where(mask, jnp.abs(lax.stop_gradient(logps) - batch.old_logps), 0.0)
         sums |= {"all_tokens": mask.sum().astype(jnp.float32), "entropy": (entropy * mask).sum(), "gap": gap.sum()}
@@ -191,7 +197,9 @@ def make_grpo_update(
                 add_trees(total_grads, grads),
             ), None
 
-        shapes = jax.eval_shape(value_and_grad, state.params, state.buffers, jax.tree.map(lambda a: a[0], parts), denominator)  # fmt: skip
+        shapes = jax.eval_shape(
+            value_and_grad, state.params, state.buffers, jax.tree.map(lambda a: a[0], parts), denominator
+        )
         (loss, (sums, gap)), _ = shapes
         zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)  # noqa: E731
         grads = jax.tree.map(jnp.zeros_like, state.params)
@@ -205,13 +213,15 @@ def make_grpo_update(
         all_tokens = jnp.maximum(sums["all_tokens"], 1)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "entropy": sums["entropy"] / all_tokens,
             "sampling/sampling_logp_difference/mean": sums["gap"] / all_tokens,
             "sampling/sampling_logp_difference/max": gap,
         }
-        metrics |= {k: sums[k] / tokens for k in
-                    ("kl", "ratio_mean", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")}  # fmt: skip
+        metrics |= {
+            k: sums[k] / tokens
+            for k in ("kl", "ratio_mean", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean")
+        }
         return state.replace(params=params, opt_state=opt_state), metrics
 
     def update(state: TrainState, batch: GRPOBatch) -> tuple[TrainState, Metrics]:

@@ -21,10 +21,10 @@ from r1jax.configs.training import GRPOConfig, SamplingConfig
 from r1jax.data.iterators import Indexable, PromptBatch, prefetch
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import RewardError
-from r1jax.evaluation.evaluate import decode_completions
 from r1jax.losses.grpo import group_advantages
 from r1jax.rewards import RewardBatch, RewardPool
 from r1jax.sampling.sampler import Rollout
+from r1jax.sampling.text import decode_completions
 from r1jax.training.grpo import (
     GRPOBatch,
     Metrics,
@@ -78,8 +78,16 @@ class Runtime:
 class Sampling:
     """A compiled sampler for `prompts` prompts at a time, and the key stream of its noise."""
 
-    def __init__(self, runtime: Runtime, name: str, config: SamplingConfig, prompts: int, length: int, state: nnx.State,
-                 record_experts: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        runtime: Runtime,
+        name: str,
+        config: SamplingConfig,
+        prompts: int,
+        length: int,
+        state: nnx.State,
+        record_experts: bool = False,
+    ):
         self.runtime, self.name, self.config, self.prompts = runtime, name, config, prompts
         tokenizer, layout = runtime.tokenizer, runtime.sample
         sample = make_rollout(
@@ -155,19 +163,34 @@ class GRPOTrainer:
         state: TrainState,
     ):
         self.runtime, self.config, self.rewards, self.prompts, self.schedule = (
-            runtime, config, rewards, prompts, schedule
-        )  # fmt: skip
+            runtime,
+            config,
+            rewards,
+            prompts,
+            schedule,
+        )
         model, graph, learn = runtime.model, runtime.graph, runtime.learn
         self.sample = Sampling(
-            runtime, "sample", config.sampling, config.num_prompts, prompt_length, state.model_state,
+            runtime,
+            "sample",
+            config.sampling,
+            config.num_prompts,
+            prompt_length,
+            state.model_state,
             record_experts=config.replay_experts,
-        )  # fmt: skip
+        )
         batch = self._rollout = self._abstract_batch(prompt_length)
         self.reference = None
         if config.beta:
             logps = make_logps(model, graph, config)
-            self.reference = runtime.programs.compile("reference log-probabilities", logps, state.ref_state, batch, layout=learn,
-                                                      out_shardings=learn.sharding(("batch", "length")))  # fmt: skip
+            self.reference = runtime.programs.compile(
+                "reference log-probabilities",
+                logps,
+                state.ref_state,
+                batch,
+                layout=learn,
+                out_shardings=learn.sharding(("batch", "length")),
+            )
             batch = batch.replace(ref_logps=self._abstract(batch.tokens.shape, jnp.float32, "batch", "length"))
         rows = config.batch_size
         batch = batch.replace(
@@ -175,14 +198,21 @@ class GRPOTrainer:
         )
         out = (state_shardings(state, learn), None)
         self.update = runtime.programs.compile(
-            "GRPO update", make_grpo_update(model, graph, config, optimizer), state, batch, layout=learn, donate=(0,),
+            "GRPO update",
+            make_grpo_update(model, graph, config, optimizer),
+            state,
+            batch,
+            layout=learn,
+            donate=(0,),
             out_shardings=out,
-        )  # fmt: skip
+        )
         groups = (config.num_prompts, config.num_generations)
         self.advantages = runtime.programs.compile(
-            "advantages", lambda rewards: group_advantages(rewards, config.scale_rewards),
-            self._abstract(groups, jnp.float32), layout=learn,
-        )  # fmt: skip
+            "advantages",
+            lambda rewards: group_advantages(rewards, config.scale_rewards),
+            self._abstract(groups, jnp.float32),
+            layout=learn,
+        )
         self.sync = None
         if config.beta and config.ref_model_sync_steps:
             self.sync = runtime.programs.compile(

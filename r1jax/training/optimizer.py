@@ -37,10 +37,11 @@ def make_optimizer(
 
     def decayed(params):
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: not any("norm" in jax.tree_util.keystr((k,)) or "bias" in jax.tree_util.keystr((k,))
-                                    for k in path),
+            lambda path, _: (
+                not any("norm" in jax.tree_util.keystr((k,)) or "bias" in jax.tree_util.keystr((k,)) for k in path)
+            ),
             params,
-        )  # fmt: skip
+        )
 
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),

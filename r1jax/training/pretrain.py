@@ -81,7 +81,7 @@ def make_pretrain_update(
         buffers = state.buffers
         if load and config.bias_update_rate:
             buffers = _rebalance(buffers, load, config.bias_update_rate)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, buffers, opt_state, state.ref_params), metrics
 
     return update

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ class Programs:
 
     def __init__(self, run_dir: Path, console: Console):
         self._path, self._console = run_dir / "compile_times.json", console
-        self.seconds: dict[str, float] = {}
+        # A resumed run adds to what the stages before it took.
+        self.seconds: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def compile(
         self,
@@ -50,5 +52,7 @@ class Programs:
         compiled = jitted.lower(*args).compile(hasty)
         self.seconds[name] = time.monotonic() - start
         self._console.print(f"compiled {name} in {self.seconds[name]:.1f} s", highlight=False)
-        self._path.write_text(json.dumps(self.seconds))
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.write_text(json.dumps(self.seconds))
+        os.replace(partial, self._path)
         return compiled
