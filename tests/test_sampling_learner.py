@@ -9,7 +9,6 @@ import pytest
 from helpers import logps_program, make_layout, random_state
 from test_sampling_sampler import (
     CONFIG,
-    GREEDY,
     LENGTHS,
     MESHES,
     NUCLEUS,
@@ -97,8 +96,8 @@ def test_trap_1_log_probabilities_agree_without_truncation():
     _, batch = run(PLAIN)
     learner = dataclasses.replace(LEARNER, temperature=0.6, top_p=1.0, top_k=0)
     assert worst_gap(batch, logps_program(CONFIG, learner)(random_state(CONFIG), batch)) <= 1e-5
-    forgotten = dataclasses.replace(learner, temperature=1.5)
-    assert worst_gap(batch, logps_program(CONFIG, forgotten)(random_state(CONFIG), batch)) > 0.1
+    forgotten = logps_program(CONFIG, LEARNER)(random_state(CONFIG), batch)  # another temperature
+    assert worst_gap(batch, forgotten) > 0.1
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -107,12 +106,6 @@ def test_log_probabilities_agree_on_meshes(mesh):
     _, batch = run(NUCLEUS, mesh)
     logps = logps_program(CONFIG, LEARNER, make_layout(MESHES[mesh]).mesh)(random_state(CONFIG), batch)
     assert worst_gap(batch, logps) <= 1e-5
-
-
-def test_greedy_log_probabilities_are_the_learners_at_temperature_one():
-    _, batch = run(GREEDY)
-    learner = dataclasses.replace(LEARNER, temperature=0.0, top_p=1.0, top_k=0)
-    assert worst_gap(batch, logps_program(CONFIG, learner)(random_state(CONFIG), batch)) <= 1e-5
 
 
 # ------------------------------------------------------------------------------------------------ routing replay

@@ -33,39 +33,45 @@ aot = load()
 has_libtpu = importlib.util.find_spec("libtpu") is not None
 
 
-def needs(model, mesh):
+def compile_all(model, mesh):
+    """By program: (program, training state, need, compiled)."""
     pairs = aot.programs(model, CONFIG, 8, mesh)
-    return {program.name: aot.compile_program(program, state)[0] for program, state in pairs}
+    return {program.name: (program, state, *aot.compile_program(program, state)) for program, state in pairs}
 
 
-def test_every_program_compiles_and_is_accounted_for():
-    mesh = make_mesh(MESH)
-    given = {program.name: (program.args, state) for program, state in aot.programs(MODEL, CONFIG, 8, mesh)}
-    reported = needs(MODEL, mesh)
-    assert set(reported) == set(aot.PROGRAMS)
-    for name, need in reported.items():
-        args, state = given[name]
+@pytest.fixture(scope="module")
+def compiled():
+    return compile_all(MODEL, make_mesh(MESH))
+
+
+def test_every_program_compiles_and_is_accounted_for(compiled):
+    assert set(compiled) == set(aot.PROGRAMS)
+    for name, (program, _, need, _) in compiled.items():
+        given = aot.bytes_per_chip(program.args)
         # XLA drops what a program does not read: the reference's correction bias, the sampler's unused limits.
-        assert 0.9 * aot.bytes_per_chip(args) <= need.arguments <= aot.bytes_per_chip(args) + 4096, name
+        assert 0.9 * given <= need.arguments <= given + 4096, name
         assert need.temporaries > 0
-    whole = aot.bytes_per_chip(given["update"][1])
-    assert reported["update"].kept == 0
-    assert reported["decode"].kept == whole  # the sampler's copy is another
-    state = given["update"][1]
-    assert reported["logps"].kept == whole - aot.bytes_per_chip((state.ref_params, state.buffers))
-    assert reported["sample"].kept == whole - aot.bytes_per_chip((state.params, state.buffers))
 
 
-def test_the_state_is_split_and_donated():
+def test_what_a_program_is_not_given_is_kept(compiled):
+    state, kept = compiled["update"][1], {name: entry[2].kept for name, entry in compiled.items()}
+    whole = aot.bytes_per_chip(state)
+    assert kept == {
+        "update": 0,
+        "logps": whole - aot.bytes_per_chip((state.ref_params, state.buffers)),
+        "sample": whole - aot.bytes_per_chip((state.params, state.buffers)),
+        "decode": whole,  # it is given a copy
+    }
+
+
+def test_the_state_is_split_and_donated(compiled):
     """Adam's moments and the gradients lie as the parameters do: nothing of the size of the whole model is left."""
-    program, state = next(aot.programs(MODEL, CONFIG, 8, make_mesh(MESH)))
-    need, compiled = aot.compile_program(program, state)
-    assert program.name == "update"
+    _, state, need, program = compiled["update"]
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     assert aot.bytes_per_chip(state.params) < 4 * parameters / 3
     assert state.ref_params["embed"]["weight"].get_value().dtype == "bfloat16"
     assert need.outputs < aot.bytes_per_chip(state.params)  # in the donated state's place
-    assert compiled.memory_analysis().alias_size_in_bytes > 2 * aot.bytes_per_chip(state.params)
+    assert program.memory_analysis().alias_size_in_bytes > 2 * aot.bytes_per_chip(state.params)
 
 
 def test_the_table_says_what_does_not_fit():
@@ -103,9 +109,7 @@ def test_options_that_cannot_work_are_named(options, words):
 def test_a_tpu_topology_that_is_not_there():
     mesh = make_mesh(MESH, aot.topology_devices("v5p:2x2x2"))
     model = MODEL.replace(dtype="bfloat16", moe_backend="ragged", attention_chunk=8, logits_chunk=8, moe_chunk=8)
-    reported = needs(model, mesh)
-    assert set(reported) == set(aot.PROGRAMS)
-    assert all(0 < need.total < 95e9 for need in reported.values())
+    assert all(0 < need.total < 95e9 for _, _, need, _ in compile_all(model, mesh).values())
 
 
 @pytest.mark.skipif(not has_libtpu, reason="libtpu is not installed (pip install 'r1jax[tpu]')")

@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 # libtpu compiles; nothing here may look for a TPU, or ask a cloud what machine this is.
@@ -69,6 +70,8 @@ class Options:
     """Only so many layers (the dense ones first): a quick look at a change."""
     limit: float | None = None
     """GB a chip; the generation's unless given."""
+    hlo: Path | None = None
+    """Also write each compiled program's text into this folder."""
 
 
 # ---------------------------------------------------------------------------------------------------- programs
@@ -264,7 +267,12 @@ def main(options: Options) -> int:
     for program, state in programs(model, config, options.prompt, mesh):
         if options.program in ("all", program.name):
             console.print(f"compiling {program.name} ...", highlight=False)
-            needs.append(compile_program(program, state)[0])
+            need, compiled = compile_program(program, state)
+            needs.append(need)
+            if options.hlo:
+                options.hlo.mkdir(parents=True, exist_ok=True)
+                (options.hlo / f"{program.name}.txt").write_text(compiled.as_text())
+            del compiled
             console.print(table(needs[-1:], limit, ""))
             gc.collect()
     sizes = " x ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1)

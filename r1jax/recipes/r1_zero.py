@@ -16,10 +16,10 @@ from r1jax.checkpoints.run import RunCheckpoints
 from r1jax.data.corpus import corpus_tokenizer
 from r1jax.data.iterators import PretrainBatches, PromptBatch, PromptBatches, encode_prompts
 from r1jax.data.problem_source import load_problems
-from r1jax.errors import CheckpointError, ConfigError
+from r1jax.errors import CheckpointError, ConfigError, check_field
 from r1jax.evaluation.evaluate import Scorer, evaluate
 from r1jax.evaluation.report import write_report
-from r1jax.recipes.config import R1ZeroConfig, check_same_run
+from r1jax.recipes.config import R1ZeroConfig, RewardConfig, check_same_run
 from r1jax.rewards import RewardPool, exact_answer_reward, format_reward, get_reward
 from r1jax.rewards.arithmetic import answer_text
 from r1jax.runtime import compile_cache, keep_host_memory
@@ -45,6 +45,7 @@ def run(config: R1ZeroConfig) -> Path:
     console = Console()
     mesh = sharding.make_mesh(vars(config.mesh))
     check_layout(config, mesh)
+    reward_functions(config.reward)  # a misspelt name must not wait for the base model to be trained
     run_dir = open_run(config)
     compile_cache(run_dir / "compile_cache")
     base_checkpoints = RunCheckpoints(run_dir / "checkpoints" / "base", config.keep_checkpoints)
@@ -97,6 +98,17 @@ def open_run(config: R1ZeroConfig) -> Path:
             f"run_dir={str(run_dir)!r}: cannot be written ({error.strerror}); choose a folder that can, with space left"
         ) from None
     return run_dir
+
+
+def reward_functions(config: RewardConfig) -> dict[str, str]:
+    """The settings' reward functions by the names that metrics give them."""
+    functions = {}
+    for setting in config.functions:
+        function = get_reward(setting)
+        name = getattr(function, "__name__", type(function).__name__)
+        check_field(name not in functions, "reward.functions", config.functions, f"two are called {name!r}; rename one")
+        functions[name] = setting
+    return functions
 
 
 def check_layout(config: R1ZeroConfig, mesh: jax.sharding.Mesh) -> None:
@@ -202,7 +214,7 @@ def reinforce(
         runtime.log.samples("rl", step, rows[:8])
         return metrics
 
-    functions = {get_reward(name).__name__: name for name in config.reward.functions}
+    functions = reward_functions(config.reward)
     weights = dict(zip(functions, config.reward.weights, strict=True))
     with RewardPool(functions, weights, config.reward.workers, config.reward.timeout) as pool:
         prompts = PromptBatches(

@@ -1,0 +1,184 @@
+"""The settings of a run: what the command line gives, and what it refuses in one sentence."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from r1jax.cli import main
+from r1jax.errors import CheckpointError, ConfigError
+from r1jax.recipes.config import PRESETS, MeshConfig, R1ZeroConfig, check_same_run, parse_r1_zero
+from r1jax.recipes.r1_zero import check_layout, open_run, reward_functions
+from r1jax.sharding import make_mesh
+
+NANO = PRESETS["nano"]
+
+
+def test_what_is_given_lies_on_top_of_the_preset():
+    config = parse_r1_zero(["--steps", "7", "--grpo.beta", "0.5", "--base.corpus.levels", "1", "2", "--no-resume"])
+    want = dataclasses.replace(
+        NANO, steps=7, resume=False, grpo=dataclasses.replace(NANO.grpo, beta=0.5),
+        base=dataclasses.replace(NANO.base, corpus=dataclasses.replace(NANO.base.corpus, levels=(1, 2))),
+    )  # fmt: skip
+    assert config == want
+    assert parse_r1_zero([]) == NANO
+
+
+@pytest.mark.parametrize("args", [["--preset", "mini"], ["--preset=mini"], ["--seed", "3", "--preset", "mini"]])
+def test_presets_are_chosen_first(args):
+    config = parse_r1_zero(args)
+    assert config.model == PRESETS["mini"].model != NANO.model
+    assert config.run_dir == PRESETS["mini"].run_dir
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--preset", "nanno"], "preset='nanno': must be one of nano, mini"),
+        (["--steps", "0"], "steps=0"),
+        (["--grpo.num-generations", "1"], "num_generations=1"),
+        (["--grpo.num-microbatches", "7"], "num_minibatches x num_microbatches=7"),
+        (["--grpo.max-completion-length", "500"], "max_position_embeddings=512"),
+        (["--reward.weights", "1.0"], "one weight for each of the 2"),
+        (["--eval.top-p", "0"], "top_p=0"),
+        (["--eval.temperature", "-1"], "temperature=-1"),
+        (["--base.rows", "0"], "base.rows=0"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_on_the_command_line(args, message, capsys):
+    """By the command itself: one sentence on stderr and status 2, before anything is computed or written."""
+    with pytest.raises(SystemExit) as exit:
+        main(["r1-zero", *args])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_help_lists_the_settings(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse_r1_zero(["--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--run-dir", "--seed", "--preset", "--steps", "--grpo.beta", "--mesh.fsdp"):
+        assert option in text
+
+
+# -------------------------------------------------------------------------------------------------- the same run
+
+
+def test_a_run_may_go_further_and_lie_elsewhere(tmp_path):
+    earlier = NANO.as_json()
+    check_same_run(NANO, earlier)
+    check_same_run(dataclasses.replace(NANO, steps=1000, run_dir=tmp_path, keep_checkpoints=5, save_every=3), earlier)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(seed=1), "seed=1: .* began with seed=0"),
+        (dict(grpo=dataclasses.replace(NANO.grpo, beta=0.5)), r"grpo\.beta=0\.5: .* began with grpo\.beta=0\.001"),
+        (dict(mesh=MeshConfig(fsdp=2)), "mesh.fsdp=2"),
+        (dict(base=dataclasses.replace(NANO.base, steps=5)), "base.steps=5"),  # not the run's own steps
+    ],
+)
+def test_a_changed_setting_is_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        check_same_run(dataclasses.replace(NANO, **change), NANO.as_json())
+
+
+def test_changed_code_is_named_as_well():
+    """A field that the earlier run did not have, or a preset whose shape has changed since."""
+    earlier = NANO.as_json()
+    earlier["model"]["hidden_size"] = 64
+    with pytest.raises(ConfigError, match=r"model\.hidden_size=128: .* model\.hidden_size=64"):
+        check_same_run(NANO, earlier)
+    earlier = NANO.as_json()
+    del earlier["eval"]["k"]
+    with pytest.raises(ConfigError, match=r"eval\.k="):
+        check_same_run(NANO, earlier)
+
+
+def test_steps_may_not_change_under_a_schedule_that_depends_on_them():
+    config = dataclasses.replace(NANO, optimizer=dataclasses.replace(NANO.optimizer, lr_scheduler_type="cosine"))
+    check_same_run(config, config.as_json())
+    with pytest.raises(ConfigError, match="steps=1000: .*cosine"):
+        check_same_run(dataclasses.replace(config, steps=1000), config.as_json())
+
+
+# ------------------------------------------------------------------------------------------------- the run's folder
+
+
+def test_opening_a_run(tmp_path):
+    config = dataclasses.replace(NANO, run_dir=tmp_path / "deep" / "run")
+    assert open_run(config) == config.run_dir
+    assert json.loads((config.run_dir / "config.json").read_text()) == config.as_json()
+    open_run(dataclasses.replace(config, steps=NANO.steps + 1))
+    assert json.loads((config.run_dir / "config.json").read_text())["steps"] == NANO.steps + 1
+    with pytest.raises(ConfigError, match="already holds a run; choose another --run-dir, or resume"):
+        open_run(dataclasses.replace(config, resume=False))
+    before = (config.run_dir / "config.json").read_text()
+    with pytest.raises(ConfigError, match="seed=9"):
+        open_run(dataclasses.replace(config, seed=9))
+    assert (config.run_dir / "config.json").read_text() == before
+    (config.run_dir / "config.json").write_text(before[:40])
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        open_run(config)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir='.*file/run': cannot be written"):
+        open_run(dataclasses.replace(NANO, run_dir=tmp_path / "file" / "run"))
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        open_run(dataclasses.replace(NANO, run_dir=tmp_path / "run"))
+
+
+# ------------------------------------------------------------------------------------------- before the device works
+
+
+@pytest.mark.parametrize(
+    "mesh, change, message",
+    [
+        ({"data": 8}, dict(grpo=dict(num_prompts=4)), r"grpo\.num_prompts=4: must be a multiple of 8.*data"),
+        ({"data": 4, "expert": 2}, dict(grpo=dict(num_generations=3, num_microbatches=1)), r"grpo\.num_generations=3.* 2, .*expert"),
+        ({"data": 8}, dict(grpo=dict(num_prompts=8, num_generations=2, num_microbatches=4)), r"microbatches=4: must be a multiple of 8"),
+        ({"fsdp": 8}, dict(base=dict(rows=12)), r"base\.rows=12: must be a multiple of 8"),
+        ({"data": 4, "expert": 2}, dict(eval=dict(k=5)), r"eval\.k=5"),
+        ({"data": 8}, dict(eval=dict(problems=10)), r"eval\.problems=10"),
+    ],
+)  # fmt: skip
+def test_batches_that_do_not_divide_over_the_mesh_are_named(mesh, change, message):
+    parts = {name: dataclasses.replace(getattr(NANO, name), **fields) for name, fields in change.items()}
+    with pytest.raises(ConfigError, match=message):
+        check_layout(dataclasses.replace(NANO, **parts), make_mesh(mesh))
+
+
+def test_the_presets_fit_one_device_and_eight():
+    for config in PRESETS.values():
+        check_layout(config, make_mesh({"data": 1}, jax.devices()[:1]))
+        check_layout(config, make_mesh({"data": 2, "expert": 2, "tensor": 2}))
+
+
+def test_reward_functions_are_looked_up_before_anything_is_trained():
+    reward = dataclasses.replace(NANO.reward, functions=("exact_answer", "formatt"))
+    with pytest.raises(ConfigError, match="formatt"):
+        reward_functions(reward)
+    twins = dataclasses.replace(NANO.reward, functions=("format", "r1jax.rewards:format_reward"))
+    with pytest.raises(ConfigError, match="two are called 'format_reward'"):
+        reward_functions(twins)
+    assert reward_functions(NANO.reward) == {"exact_answer_reward": "exact_answer", "format_reward": "format"}
+
+
+def test_the_configuration_survives_json():
+    config = R1ZeroConfig()
+    assert json.loads(json.dumps(config.as_json())) == config.as_json()
+    assert config.as_json()["model"]["hidden_size"] == config.model.hidden_size
