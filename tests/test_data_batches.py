@@ -126,11 +126,11 @@ def test_prompts_that_are_too_long(tokenizer):
 
 def test_pretrain_batches_are_full_and_of_one_shape(tokenizer):
     config = CorpusConfig()
-    batches = PretrainBatches(config, tokenizer, rows=8, length=128, seed=0)
+    batches = PretrainBatches(config, tokenizer, rows=8, length=256, seed=0)
     seen = set()
     for step in range(5):
         batch = batches[step]
-        assert {value.shape for value in batch.values()} == {(8, 128)}
+        assert {value.shape for value in batch.values()} == {(8, 256)}
         assert fill_ratio(batch) > 0.9
         mine = encode_documents(
             documents(config, 0, step * batches.documents_per_step, batches.documents_per_step), tokenizer

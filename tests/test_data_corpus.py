@@ -143,20 +143,22 @@ def read_chain(text):
 
 def read_document(doc):
     """(terms of its question, what it thinks, its answer)."""
-    question = doc.prompt.split(" User: ")[1].removesuffix(". Assistant:")
-    if question.startswith("What is "):
-        terms = tuple(map(int, re.findall(r"[+-]?\d", question)))
-    else:
-        terms = terms_in_words(question)
+    terms = terms_of(doc.prompt.split(" User: ")[1].removesuffix(". Assistant:"))
     think, answer = re.fullmatch(r"<think>(.*)</think><answer>(\d+)</answer>", doc.completion).groups()
     return terms, think, int(answer)
+
+
+def terms_of(question):
+    if question.startswith("What is "):
+        return tuple(map(int, re.findall(r"[+-]?\d", question)))
+    return terms_in_words(question)
 
 
 def test_corpus_holds_what_its_config_says():
     config, count = CorpusConfig(worked_slip=0.1), 20_000
     docs = documents(config, 0, 0, count)
-    kinds = {kind: [doc for doc in docs if doc.kind == kind] for kind in ("worked", "guess", "drill")}
-    for kind, share in (("worked", 0.2), ("guess", 0.5), ("drill", 0.3)):
+    kinds = {kind: [doc for doc in docs if doc.kind == kind] for kind in ("worked", "guess", "textbook")}
+    for kind, share in (("worked", 0.12), ("guess", 0.48), ("textbook", 0.4)):
         assert abs(len(kinds[kind]) / count - share) < 0.02
     errors = []
     for doc in kinds["guess"]:
@@ -174,13 +176,15 @@ def test_corpus_holds_what_its_config_says():
         assert set(np.abs(wrong)) <= {0, 1, 2}
         slips, steps = slips + np.count_nonzero(wrong), steps + len(wrong)
     assert abs(slips / steps - 0.1) < 0.02
-    for doc in kinds["drill"]:
-        chain, totals = read_chain(doc.completion)
-        assert doc.prompt == "" and list(np.cumsum(chain)) == totals and 1 <= len(chain) - 1 <= 4
-        assert split_of(chain) == "train" and 0 <= min(totals) and max(totals) <= LIMIT
+    for doc in kinds["textbook"]:
+        question, _, working = doc.completion.rpartition("? ")
+        chain, totals = read_chain(working)
+        assert doc.prompt == "" and terms_of(f"{question}?") == tuple(chain)
+        assert list(np.cumsum(chain)) == totals and split_of(chain) == "train"
+        assert 0 <= min(totals) and max(totals) <= LIMIT
 
 
 def test_corpus_config_is_checked():
-    for bad in ({"share_guess": 0.6}, {"worked_slip": 1.5}, {"guess_radius": -1}, {"levels": ()}, {"levels": (0,)}):
+    for bad in ({"share_guess": 0.9}, {"worked_slip": 1.5}, {"guess_radius": -1}, {"levels": ()}, {"levels": (0,)}):
         with pytest.raises(ConfigError, match=next(iter(bad)).split("_")[0]):
             CorpusConfig(**bad)

@@ -8,7 +8,7 @@ import pytest
 
 from r1jax.cli import main
 from r1jax.errors import CheckpointError, ConfigError
-from r1jax.recipes.config import PRESETS, MeshConfig, R1ZeroConfig, check_same_run, parse_r1_zero
+from r1jax.recipes.config import PRESETS, MeshConfig, check_same_run, parse_r1_zero
 from r1jax.recipes.r1_zero import check_layout, open_run, reward_functions
 from r1jax.sharding import make_mesh
 
@@ -41,13 +41,17 @@ def test_presets_are_chosen_first(args):
         (["--grpo.num-microbatches", "7"], "num_minibatches x num_microbatches=7"),
         (["--grpo.max-completion-length", "500"], "max_position_embeddings=512"),
         (["--reward.weights", "1.0"], "one weight for each of the 2"),
-        (["--eval.top-p", "0"], "top_p=0"),
-        (["--eval.temperature", "-1"], "temperature=-1"),
+        (["--eval.top-p", "0"], "eval.top_p=0"),
+        (["--eval.temperature", "-1"], "eval.temperature=-1"),
+        (["--reward.workers", "0"], "reward.workers=0"),
+        (["--reward.timeout", "0"], "reward.timeout=0"),
+        (["--reward.weights", "1.0", "nan"], "reward.weights=(1.0, nan)"),
         (["--base.rows", "0"], "base.rows=0"),
     ],
 )
-def test_values_that_cannot_work_are_refused_on_the_command_line(args, message, capsys):
+def test_values_that_cannot_work_are_refused_on_the_command_line(args, message, capsys, monkeypatch):
     """By the command itself: one sentence on stderr and status 2, before anything is computed or written."""
+    monkeypatch.setattr("r1jax.recipes.r1_zero.run", lambda config: pytest.fail(f"{args} would have been run"))
     with pytest.raises(SystemExit) as exit:
         main(["r1-zero", *args])
     assert exit.value.code == 2
@@ -179,6 +183,6 @@ def test_reward_functions_are_looked_up_before_anything_is_trained():
 
 
 def test_the_configuration_survives_json():
-    config = R1ZeroConfig()
-    assert json.loads(json.dumps(config.as_json())) == config.as_json()
-    assert config.as_json()["model"]["hidden_size"] == config.model.hidden_size
+    values = NANO.as_json()
+    assert json.loads(json.dumps(values)) == values
+    assert values["model"]["hidden_size"] == NANO.model.hidden_size

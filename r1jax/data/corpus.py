@@ -1,7 +1,8 @@
-"""The miniature base model's pretraining corpus: guesses, some worked solutions, and loose arithmetic facts.
+"""The miniature base model's pretraining corpus: hasty answers, some worked solutions, and textbook exercises.
 
-It stands where the web text under DeepSeek-V3-Base stands: the base can follow the template and add, but mostly answers
-at once and wrongly. That a running total pays is left for reinforcement learning to find. No test sum appears in it.
+It stands where the web text under DeepSeek-V3-Base stands. Textbooks work their exercises out, so that the base is able;
+but whoever answers a User mostly does so at once and wrongly, so that it is not willing. That working pays there as well
+is left for reinforcement learning to find. No test sum appears in the corpus.
 """
 
 import os
@@ -18,7 +19,6 @@ from r1jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
 from r1jax.errors import check_field
 
 GUESSES = ("about {}", "looks like {}", "maybe {}", "I guess {}")
-_DRILL_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class CorpusConfig:
     wrong total. A guess is the answer plus a uniform integer in [-guess_radius, guess_radius], at least 0.
     """
 
-    share_worked: float = 0.2
-    share_guess: float = 0.65
-    share_drill: float = 0.15
+    share_worked: float = 0.12
+    share_guess: float = 0.48
+    share_textbook: float = 0.4
     worked_slip: float = 0.02
     guess_radius: int = 5
     levels: tuple[int, ...] = LEVELS
 
     def __post_init__(self):
-        shares = (self.share_worked, self.share_guess, self.share_drill)
+        shares = (self.share_worked, self.share_guess, self.share_textbook)
         check_field(min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, "share_*", shares, "shares >= 0 that sum to 1")
         check_field(0 <= self.worked_slip <= 1, "worked_slip", self.worked_slip, "a probability in [0, 1]")
         check_field(self.guess_radius >= 0, "guess_radius", self.guess_radius, "an integer >= 0")
@@ -45,7 +45,7 @@ class CorpusConfig:
 
 
 class Document(NamedTuple):
-    """One document's text. `prompt` is empty for a drill; kind is "worked", "guess" or "drill"."""
+    """One document's text. `prompt` is empty for a textbook's; kind is "worked", "guess" or "textbook"."""
 
     prompt: str
     completion: str
@@ -70,21 +70,20 @@ def documents(config: CorpusConfig, seed: int, start: int, count: int) -> list[D
 
 def _draw(config: CorpusConfig, seed: int, index: np.ndarray, attempt: int) -> list[Document | None]:
     """One document for each index, or None where the draw fell on a test sum."""
-    longest = max(max(config.levels) + 1, _DRILL_STEPS)
+    longest = max(config.levels) + 1
     bits = random_bits(seed, "corpus", index, 6 + 3 * longest, attempt)
     # Which kind document i is must not change when it is redrawn, or the shares would drift.
     share = random_bits(seed, "kind", index, 1)[:, 0] / 2.0**64
-    worked, drill = share < config.share_worked, share >= config.share_worked + config.share_guess
+    worked, textbook = share < config.share_worked, share >= config.share_worked + config.share_guess
     levels = np.array(config.levels)[pick(bits[:, 0], len(config.levels))]
-    steps = np.where(drill, 1 + pick(bits[:, 0], _DRILL_STEPS), levels + 1)
-    first = np.where(drill, pick(bits[:, 1], LIMIT + 1), 1 + pick(bits[:, 1], 9))
+    steps, first = levels + 1, 1 + pick(bits[:, 1], 9)
     terms = np.concatenate([first[:, None], walk(first, bits[:, 6 : 6 + longest])], axis=1)
     true_totals = np.cumsum(terms, axis=1)
     totals = _with_slips(true_totals, worked, steps, config.worked_slip, bits[:, 6 + longest :])
     answer = np.take_along_axis(true_totals, steps[:, None], axis=1)[:, 0]
     guess = np.maximum(0, answer + pick(bits[:, 2], 2 * config.guess_radius + 1) - config.guess_radius)
     kind, wording, opening = pick(bits[:, 3], len(KINDS)), pick(bits[:, 4], 2**62), pick(bits[:, 5], len(GUESSES))
-    columns = (terms, totals, steps, worked, drill, guess, kind, wording, opening)
+    columns = (terms, totals, steps, worked, textbook, guess, kind, wording, opening)
     return [_write(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
@@ -107,13 +106,14 @@ def _with_slips(
     return totals
 
 
-def _write(terms, totals, steps, worked, drill, guess, kind, wording, opening) -> Document | None:
+def _write(terms, totals, steps, worked, textbook, guess, kind, wording, opening) -> Document | None:
     terms, totals = terms[: steps + 1], totals[: steps + 1]
     if split_of(terms) == "test":
         return None
-    if drill:
-        return Document("", running_totals(terms, totals), "drill")
-    prompt = render_r1_zero(phrase(terms, KINDS[kind], wording))
+    question = phrase(terms, KINDS[kind], wording)
+    if textbook:
+        return Document("", f"{question} {running_totals(terms, totals)}", "textbook")
+    prompt = render_r1_zero(question)
     if worked:
         return Document(prompt, render_completion(running_totals(terms, totals), str(totals[-1])), "worked")
     return Document(prompt, render_completion(GUESSES[opening].format(guess), str(guess)), "guess")

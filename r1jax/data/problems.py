@@ -14,7 +14,7 @@ import numpy as np
 from r1jax.data.counter import pick, random_bits
 from r1jax.errors import DataError, check_field
 
-LIMIT = 60
+LIMIT = 20
 LEVELS = (1, 2, 3, 4)
 KINDS = ("sum", "word")
 NAMES = ("Tom", "Ann", "Ben", "Mia", "Sam", "Eva")
@@ -80,7 +80,7 @@ def phrase(terms: Sequence[int], kind: str, wording: int) -> str:
 def generate(seed: int, count: int, split: Split, levels: Sequence[int] = LEVELS) -> list[Problem]:
     """`count` problems of a split, the levels taking turns; a shorter list is a prefix of a longer one.
 
-    Test problems are all different sums; training problems may recur, most often at level 1, which has about 2,200.
+    Test problems are all different sums; training problems may recur, most often at level 1, which has about 1,600.
     Raises `DataError` when a level has too few different test sums.
     """
     check_levels(levels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class EvalConfig:
     def __post_init__(self):
         for name in ("every", "problems", "k"):
             check_field(getattr(self, name) >= 1, f"eval.{name}", getattr(self, name), "must be at least 1")
+        check_field(self.temperature >= 0, "eval.temperature", self.temperature, "must not be negative; 0 is greedy")
+        check_field(0 < self.top_p <= 1, "eval.top_p", self.top_p, "must lie in (0, 1]; 1 keeps all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,9 @@ class RewardConfig:
             self.weights,
             f"must hold one weight for each of the {len(self.functions)} reward functions",
         )
+        check_field(all(map(math.isfinite, self.weights)), "reward.weights", self.weights, "must be finite")
+        check_field(self.workers >= 1, "reward.workers", self.workers, "must be at least 1")
+        check_field(self.timeout > 0, "reward.timeout", self.timeout, "must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +157,7 @@ _NANO = R1ZeroConfig(
         ref_model_sync_steps=50,
         num_microbatches=4,
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=3, weight_decay=0.0),
+    optimizer=OptimizerConfig(learning_rate=6e-5, warmup_steps=3, weight_decay=0.0),
 )
 
 PRESETS: dict[str, R1ZeroConfig] = {

@@ -1,6 +1,8 @@
 """Reward functions by name."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 
 from r1jax.errors import ConfigError
@@ -24,11 +26,13 @@ def get_reward(name: str) -> RewardFunction:
                 f"reward={name!r}: use one of {', '.join(sorted(REWARDS))}, or 'package.module:function' for your own"
             )
         return REWARDS[name]
+    if os.getcwd() not in sys.path:  # a script's own folder is on the path, the one that it was started in is not
+        sys.path.append(os.getcwd())
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"reward={name!r}: module {module!r} cannot be imported ({error}); is it on the path?"
+            f"reward={name!r}: module {module!r} cannot be imported ({error}); is it in the current folder or installed?"
         ) from error
     except AttributeError:
         raise ConfigError(f"reward={name!r}: module {module!r} has no {attribute!r}; name a function in it") from None
