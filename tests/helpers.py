@@ -217,7 +217,9 @@ def lay_out_batch(batch: GRPOBatch, layout: Layout) -> GRPOBatch:
 
     def put(path, a):
         name = path[0].name
-        names = {"allowed": (None,), "experts": (None, "batch", "length", None)}.get(name, ("batch", "length")[: a.ndim])
+        names = {"allowed": (None,), "experts": (None, "batch", "length", None)}.get(
+            name, ("batch", "length")[: a.ndim]
+        )
         return jax.device_put(np.asarray(a), layout.sharding(names))
 
     return jax.tree_util.tree_map_with_path(put, batch)

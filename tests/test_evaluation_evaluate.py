@@ -34,7 +34,12 @@ TEXTS = [
     [say(8), say(8), say(3), say(3, think="")],  # half right; of equals the first vote counts: wrong
     [say(1), "no answer", say(2), "none"],  # a quarter; no answer never wins the vote
 ]
-COLUMNS = {"question": ["q5", "q3", "q1"], "answer": ["5", "3", "1"], "level": [1, 2, 1], "terms": [(2, 3), (1, 2), (1,)]}
+COLUMNS = {
+    "question": ["q5", "q3", "q1"],
+    "answer": ["5", "3", "1"],
+    "level": [1, 2, 1],
+    "terms": [(2, 3), (1, 2), (1,)],
+}
 
 
 def scores(texts=TEXTS, columns=COLUMNS, scorer=SCORER, **options):

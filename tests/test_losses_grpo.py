@@ -63,9 +63,7 @@ def reference(config, logps, old, ref, advantages, mask, counted):
 def loss_of(config, logps, old, ref, advantages, mask, counted):
     logps, old, ref, advantages, mask, counted = map(jnp.asarray, (logps, old, ref, advantages, mask, counted))
     ref = ref if config.beta else None
-    return grpo_loss(
-        config, logps, old, ref, advantages, mask, counted, loss_denominator(config, mask, counted)
-    )
+    return grpo_loss(config, logps, old, ref, advantages, mask, counted, loss_denominator(config, mask, counted))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -151,7 +149,9 @@ def test_trap_10_the_kl_terms_expected_gradient_is_a_kls():
     def kl_term(theta, token):
         logp = jax.nn.log_softmax(theta)[token][None, None]
         config = dataclasses.replace(BASE, beta=1.0)
-        return grpo_loss(config, logp, jax.lax.stop_gradient(logp), ref[token][None, None], jnp.zeros(1), one, one[0], 1.0)[0]  # fmt: skip
+        return grpo_loss(
+            config, logp, jax.lax.stop_gradient(logp), ref[token][None, None], jnp.zeros(1), one, one[0], 1.0
+        )[0]
 
     policy = jax.nn.softmax(theta)
     values, gradients = jax.vmap(jax.value_and_grad(kl_term), (None, 0))(theta, jnp.arange(7))

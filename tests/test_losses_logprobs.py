@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import graphdef, make_layout, random_state, relative_error, tiny_config
 from flax import nnx
+from helpers import graphdef, make_layout, random_state, relative_error, tiny_config
 
 from r1jax import sharding
 from r1jax.errors import ConfigError
@@ -35,7 +35,13 @@ def reference(hidden, head, *, shift=1, temperature=1.0, allowed=None):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(temperature=0.6), dict(shift=2), dict(allowed=ALLOWED), dict(shift=2, temperature=1.7, allowed=ALLOWED)],
+    [
+        dict(),
+        dict(temperature=0.6),
+        dict(shift=2),
+        dict(allowed=ALLOWED),
+        dict(shift=2, temperature=1.7, allowed=ALLOWED),
+    ],
 )
 @pytest.mark.parametrize("chunk", [0, 4, 12, 100])
 def test_values(options, chunk):
@@ -108,7 +114,9 @@ def test_no_array_of_batch_by_length_by_vocabulary():
         return next_token_logprobs(hidden, head, TOKENS, chunk=chunk)[0].sum()
 
     def largest(chunk):
-        return max(sizes(jax.make_jaxpr(jax.value_and_grad(lambda h, w: loss(h, w, chunk), (0, 1)))(HIDDEN, HEAD).jaxpr))
+        return max(
+            sizes(jax.make_jaxpr(jax.value_and_grad(lambda h, w: loss(h, w, chunk), (0, 1)))(HIDDEN, HEAD).jaxpr)
+        )
 
     assert largest(0) == B * T * V
     assert largest(3) < B * T * V / 2

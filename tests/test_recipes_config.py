@@ -107,7 +107,7 @@ def test_changed_code_is_named_as_well():
 def test_steps_may_not_change_under_a_schedule_that_depends_on_them():
     config = dataclasses.replace(NANO, optimizer=dataclasses.replace(NANO.optimizer, lr_scheduler_type="cosine"))
     check_same_run(config, config.as_json())
-    with pytest.raises(ConfigError, match="steps=1000: .*cosine"):
+    with pytest.raises(ConfigError, match=r"steps=1000: .*cosine"):
         check_same_run(dataclasses.replace(config, steps=1000), config.as_json())
 
 
@@ -153,8 +153,16 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     "mesh, change, message",
     [
         ({"data": 8}, dict(grpo=dict(num_prompts=4)), r"grpo\.num_prompts=4: must be a multiple of 8.*data"),
-        ({"data": 4, "expert": 2}, dict(grpo=dict(num_generations=3, num_microbatches=1)), r"grpo\.num_generations=3.* 2, .*expert"),
-        ({"data": 8}, dict(grpo=dict(num_prompts=8, num_generations=2, num_microbatches=4)), r"microbatches=4: must be a multiple of 8"),
+        (
+            {"data": 4, "expert": 2},
+            dict(grpo=dict(num_generations=3, num_microbatches=1)),
+            r"grpo\.num_generations=3.* 2, .*expert",
+        ),
+        (
+            {"data": 8},
+            dict(grpo=dict(num_prompts=8, num_generations=2, num_microbatches=4)),
+            r"microbatches=4: must be a multiple of 8",
+        ),
         ({"fsdp": 8}, dict(base=dict(rows=12)), r"base\.rows=12: must be a multiple of 8"),
         ({"data": 4, "expert": 2}, dict(eval=dict(k=5)), r"eval\.k=5"),
         ({"data": 8}, dict(eval=dict(problems=10)), r"eval\.problems=10"),

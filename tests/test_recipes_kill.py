@@ -108,7 +108,7 @@ def differences(run_dir: Path, other: Path) -> list[str]:
 
 
 def compare(command: Sequence[str], folder: Path, env: Mapping[str, str], kills: int, seed: int) -> list[str]:
-    """Runs once in peace and once with kills; raises `AssertionError` for any difference. Returns where kills landed."""
+    """Runs in peace and with kills; raises `AssertionError` for any difference. Returns where kills landed."""
     peaceful, killed = folder / "peaceful", folder / "killed"
     folder.mkdir(parents=True, exist_ok=True)
     finish(command, peaceful, env)

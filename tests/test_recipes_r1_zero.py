@@ -176,8 +176,10 @@ def test_the_command_goes_on_with_another_number_of_devices_and_fails_with_statu
         env=environment(REWARD_MODE=str(mode), PYTHONPATH=str(world)), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith(
-        "error: reward function 'scripted' raised ValueError: not today"
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: reward function 'scripted' raised ValueError: not today")
     )
     assert "Traceback" not in done.stderr
 
@@ -203,7 +205,7 @@ def test_a_corrupt_checkpoint_is_named_with_the_way_out(copy):
 
 
 def test_trap_18_evaluation_batches_draw_their_own_noise(finished):
-    """Part 1 of a step is no copy of part 0, part 10 none of part 1, nor one step of another, nor RL's of evaluation's."""
+    """Part 1 of a step is no copy of part 0, part 10 none of part 1, nor one step of another, nor RL's of eval's."""
     runtime = object.__new__(r1_zero.Runtime)
     mesh = r1_zero.sharding.make_mesh({"data": 1}, jax.devices()[:1])
     object.__setattr__(runtime, "mesh", mesh)

@@ -76,7 +76,10 @@ def test_trap_6_the_learner_gets_the_sampled_ids_and_not_their_text():
     rollout, batch = run(NUCLEUS)
     for b in range(P * G):
         p, g = divmod(b, G)
-        assert batch.tokens[b, batch.completion_mask[b]].tolist() == rollout.completions[p, g, : rollout.lengths[p, g]].tolist()  # fmt: skip
+        assert (
+            batch.tokens[b, batch.completion_mask[b]].tolist()
+            == rollout.completions[p, g, : rollout.lengths[p, g]].tolist()
+        )
         assert batch.tokens[b, : LENGTHS[p]].tolist() == PROMPTS[p, : LENGTHS[p]].tolist()
 
 

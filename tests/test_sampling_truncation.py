@@ -1,4 +1,4 @@
-"""Drawing one token: which tokens truncation keeps, how often each is drawn, and the log-probabilities that go along."""
+"""Drawing one token: which tokens truncation keeps, how often each is drawn, and with what log-probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,9 @@ def test_ties_at_the_border_are_kept():
 DRAWS = 20_000
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.7, 4, 1.0), (2.5, 0, 0.8), (0.4, 6, 0.7)])  # fmt: skip
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p", [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.7, 4, 1.0), (2.5, 0, 0.8), (0.4, 6, 0.7)]
+)
 def test_draws_follow_the_truncated_distribution_at_the_temperature(temperature, top_k, top_p):
     (logits,) = logits_of(1, seed=3)
     logits[2] = -np.inf

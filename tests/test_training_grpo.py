@@ -131,7 +131,9 @@ def test_loss_and_metrics_of_the_update():
     batch = batch_of(counted=np.arange(B) != 3)
     state, metrics = update(GRPO, batch)
     logps, entropy = logps_of()
-    want = reference(GRPO, logps, batch.old_logps, batch.ref_logps, batch.advantages, batch.completion_mask, batch.counted)
+    want = reference(
+        GRPO, logps, batch.old_logps, batch.ref_logps, batch.advantages, batch.completion_mask, batch.counted
+    )
     assert float(metrics["loss"]) == pytest.approx(want, rel=1e-5)
     mask = batch.completion_mask
     counted = mask & batch.counted[:, None]
@@ -216,7 +218,10 @@ def test_minibatches_cover_every_row_once_at_random():
         orders.append(np.asarray(kept["embed"]["weight"].get_value()))
     whole = change(update(GRPO, batch)[0])["embed"]["weight"].get_value() / -RATE
     for gradients in orders:
-        for half in (gradients[:4], gradients[4:]):  # each pass reads every row once: the mean of its parts is the whole
+        for half in (
+            gradients[:4],
+            gradients[4:],
+        ):  # each pass reads every row once: the mean of its parts is the whole
             np.testing.assert_allclose(half.mean(axis=0), whole, atol=1e-4)
     first, second, other = orders[0][:4], orders[0][4:], orders[1][:4]
     for a, b in ((first, second), (first, other)):  # a new order for every pass and every step
@@ -300,8 +305,9 @@ def moe_batch() -> GRPOBatch:
     """One device's rollout, with advantages and a reference that the policy has left."""
     rng = np.random.default_rng(6)
     _, batch = sampled(NUCLEUS)
+    moved = 0.3 * rng.standard_normal(batch.old_logps.shape)
     return batch.replace(
-        ref_logps=np.where(batch.completion_mask, batch.old_logps + 0.3 * rng.standard_normal(batch.old_logps.shape), 0).astype(np.float32),
+        ref_logps=np.where(batch.completion_mask, batch.old_logps + moved, 0).astype(np.float32),
         advantages=rng.standard_normal(P * G).astype(np.float32),
         counted=~batch.truncated,
     )  # fmt: skip

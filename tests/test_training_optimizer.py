@@ -33,7 +33,9 @@ def updates(config, params, grads, total=10):
     return jax.jit(lambda params, grads: optimizer.update(grads, optimizer.init(params), params)[0])(params, grads)
 
 
-@pytest.mark.parametrize("config", [tiny_config(num_hidden_layers=2, first_k_dense_replace=1), tiny_qwen2(qk_norm=True)])
+@pytest.mark.parametrize(
+    "config", [tiny_config(num_hidden_layers=2, first_k_dense_replace=1), tiny_qwen2(qk_norm=True)]
+)
 def test_weight_decay_spares_norms_and_biases(config):
     params, _ = nnx.split_state(random_state(config), nnx.Param, ...)
     zero = jax.tree.map(lambda p: np.zeros(p.shape, p.dtype), params)

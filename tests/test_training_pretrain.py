@@ -103,7 +103,9 @@ def test_biases_move_against_the_load_of_real_tokens():
     moved = after.buffers["moe_layers"]["mlp"]["router"]["e_score_correction_bias"].get_value()[0]
     np.testing.assert_allclose(moved - bias, 0.02 * np.sign(load.mean() - load), atol=1e-6)
     assert float(metrics["max_violation"]) == pytest.approx(load.max() / load.mean() - 1, rel=1e-5)
-    mtp_bias = [s.buffers["mtp"][0]["block"]["mlp"]["router"]["e_score_correction_bias"].get_value() for s in (before, after)]
+    mtp_bias = [
+        s.buffers["mtp"][0]["block"]["mlp"]["router"]["e_score_correction_bias"].get_value() for s in (before, after)
+    ]
     np.testing.assert_allclose(mtp_bias[1] - mtp_bias[0], 0.02 * np.sign(mtp_load.mean() - mtp_load), atol=1e-6)
     assert moved.dtype == jnp.float32
 

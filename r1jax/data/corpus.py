@@ -1,8 +1,8 @@
 """The miniature base model's pretraining corpus: hasty answers, some worked solutions, and textbook exercises.
 
-It stands where the web text under DeepSeek-V3-Base stands. Textbooks work their exercises out, so that the base is able;
-but whoever answers a User mostly does so at once and wrongly, so that it is not willing. That working pays there as well
-is left for reinforcement learning to find. No test sum appears in the corpus.
+It stands where the web text under DeepSeek-V3-Base stands. Textbooks work their exercises out, so that the base is
+able; but whoever answers a User mostly does so at once and wrongly, so that it is not willing. That working pays there
+as well is left for reinforcement learning to find. No test sum appears in the corpus.
 """
 
 import os

@@ -32,7 +32,7 @@ def get_reward(name: str) -> RewardFunction:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"reward={name!r}: module {module!r} cannot be imported ({error}); is it in the current folder or installed?"
+            f"reward={name!r}: module {module!r} cannot be imported ({error}); run where it lies, or install it"
         ) from error
     except AttributeError:
         raise ConfigError(f"reward={name!r}: module {module!r} has no {attribute!r}; name a function in it") from None
