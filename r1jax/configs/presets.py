@@ -3,7 +3,8 @@
 from r1jax.configs.model import ModelConfig, RopeScaling
 from r1jax.errors import ConfigError
 
-_BF16 = dict(dtype="bfloat16", remat=True, moe_backend="ragged", attention_chunk=512, logits_chunk=256)
+# A chunk of logits gathers the head and reduces its gradient: as few as memory allows.
+_BF16 = dict(dtype="bfloat16", remat=True, moe_backend="ragged", attention_chunk=512, logits_chunk=1024)
 
 
 def _qwen2(hidden: int, layers: int, inter: int, heads: int, kv_heads: int, tie: bool, vocab: int) -> ModelConfig:
@@ -47,9 +48,7 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
         num_attention_heads=128, q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64,
         v_head_dim=128, n_routed_experts=256, n_shared_experts=1, num_experts_per_tok=8, n_group=8, topk_group=4,
         routed_scaling_factor=2.5, moe_intermediate_size=2048, num_nextn_predict_layers=1, rope_scaling=RopeScaling(),
-        max_position_embeddings=163_840, initializer_range=0.006, moe_chunk=1024,
-        # A chunk gathers the head and reduces its gradient: as few as memory allows.
-        **_BF16 | dict(logits_chunk=1024),
+        max_position_embeddings=163_840, initializer_range=0.006, moe_chunk=1024, **_BF16,
     ),
     # R1's distillation students (arXiv 2501.12948, table 15).
     "qwen2.5-1.5b": _qwen2(1536, 28, 8960, 12, 2, tie=True, vocab=151_936),
