@@ -143,7 +143,7 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         known = len(devices)
     if known != len(devices):
         raise ConfigError(
-            f"mesh={dict(shape)}: its axes multiply to {known}, but the number of devices is {len(devices)}; "
+            f"mesh={dict(shape)}: its axes multiply to {known}, but JAX sees {len(devices)} device{'s' * (len(devices) > 1)}; "
             "choose sizes whose product is the number of devices"
         )
     if len(devices) > 1:
