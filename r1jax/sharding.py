@@ -143,8 +143,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         known = len(devices)
     if known != len(devices):
         raise ConfigError(
-            f"mesh={dict(shape)}: its axes multiply to {known}, but JAX sees {len(devices)} device{'s' * (len(devices) > 1)}; "
-            "choose sizes whose product is the number of devices"
+            f"mesh={dict(shape)}: its axes multiply to {known}, but JAX sees {len(devices)} "
+            f"device{'s' * (len(devices) > 1)}; choose sizes whose product is the number of devices"
         )
     if len(devices) > 1:
         from jax.experimental import mesh_utils
