@@ -14,7 +14,7 @@ def keep_host_memory() -> None:
     """Keeps freed memory in the process (glibc).
 
     A jitted step on CPU allocates its temporaries anew each time. By default glibc gives such blocks back to the
-    system, which clears every page when it hands them out again: a third of the miniature's step, measured.
+    system, which clears every page when it hands them out again, on every step.
     """
     if not sys.platform.startswith("linux"):
         return

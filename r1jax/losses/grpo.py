@@ -66,8 +66,8 @@ def grpo_loss(
     """This microbatch's part of the loss, and sums for the metrics.
 
     Per token: -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A) + beta k3, with ratio = pi / pi_old and
-    k3 = pi_ref / pi - log(pi_ref / pi) - 1 (DeepSeekMath, equation 4), differentiated as it stands: k3's gradient is an
-    estimate of the KL's, k1's would be zero in expectation.
+    k3 = pi_ref / pi - log(pi_ref / pi) - 1 (DeepSeekMath, equation 4), differentiated as it stands: the expected
+    gradient of k3 is that of KL(pi_ref || pi), where k1's would be zero.
 
     Args:
       denominator: `loss_denominator` of the minibatch that this microbatch is a part of.

@@ -28,7 +28,7 @@ def schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, total_steps: int, updates_per_step: int = 1
 ) -> optax.GradientTransformation:
-    """The gradient transformation; weight decay spares norms and biases, which have no logical axis to be split on.
+    """The gradient transformation; weight decay spares whatever is named a norm or a bias.
 
     Args:
       updates_per_step: optimizer steps per training step; the schedule counts training steps.
