@@ -11,6 +11,7 @@ is float32 products of [4096, 1024] x [1024, 1024] in the same process, measured
 from __future__ import annotations
 
 import dataclasses
+import re
 import statistics
 import tempfile
 import time
@@ -48,7 +49,7 @@ class Options:
     """Layers per scan step; the preset's unless given."""
     repeats: int = 5
     trace: bool = False
-    """Also list the operations that the update spends its time in."""
+    """Also say what the update spends its time in."""
 
 
 def active_weights(c: ModelConfig) -> tuple[int, int]:
@@ -91,17 +92,36 @@ def matrix_rate() -> float:
     return 2 * 4096 * 1024 * 1024 / min(times)
 
 
-def operations(trace_dir: Path, top: int = 25) -> list[tuple[str, float]]:
-    """(operation, seconds) of the newest trace, summed over its executions, largest first."""
+def kind_of(source: str) -> str:
+    """What sort of work an operation is, from the JAX operation it was compiled from."""
+    if source in ("dot_general", "ragged_dot"):
+        return "products"
+    if source.startswith(("reduce", "cumsum", "argmax", "logsumexp")):
+        return "reductions"
+    if source in ("top_k", "sort", "gather", "scatter", "scatter-add"):
+        return "sorting and gathering"
+    return "elementwise and copies"
+
+
+def operations(trace_dir: Path, hlo: str) -> list[tuple[str, str, float]]:
+    """(kind, JAX operation and result, seconds of thread time) of the newest trace, largest first.
+
+    `hlo` is the traced program, whose instructions name their source.
+    """
+    instruction = r'^\s*(?:ROOT )?%?([\w.\-]+) = (\S+?)(?:\{\S*)? ([\w\-]+)\(.*op_name="([^"]*)"'
+    found = re.findall(instruction, hlo, flags=re.MULTILINE)
+    sources = {name: (opcode, op, shape) for name, shape, opcode, op in found}
     path = max(trace_dir.rglob("*.xplane.pb"), key=lambda p: p.stat().st_mtime)
-    totals: dict[str, float] = {}
+    totals: dict[tuple[str, str], float] = {}
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                stats = dict(event.stats)
-                if "hlo_op" in stats:
-                    totals[str(stats["hlo_op"])] = totals.get(str(stats["hlo_op"]), 0.0) + event.duration_ns / 1e9
-    return sorted(totals.items(), key=lambda item: -item[1])[:top]
+        for event in (event for line in plane.lines for event in line.events):
+            opcode, op, shape = sources.get(str(dict(event.stats).get("hlo_op")), ("", "", ""))
+            if opcode in ("", "while", "call", "conditional"):  # their parts are counted
+                continue
+            source, backward = op.split("/")[-1], " (backward)" if "transpose(" in op else ""
+            key = (kind_of(source), f"{source} {shape}{backward}")
+            totals[key] = totals.get(key, 0.0) + event.duration_ns / 1e9
+    return sorted(((*key, seconds) for key, seconds in totals.items()), key=lambda item: -item[2])
 
 
 def main(options: Options) -> None:
@@ -166,8 +186,14 @@ def main(options: Options) -> None:
         if options.trace:
             with jax.profiler.trace(str(folder / "trace")):
                 state, _ = jax.block_until_ready(update(state, record))
-            for name, spent in operations(folder / "trace"):
-                console.print(f"{spent * 1e3:9.1f} ms  {name}", highlight=False)
+            spent = operations(folder / "trace", update.as_text())
+            total = sum(seconds for *_, seconds in spent)
+            kinds = {kind: sum(s for k, _, s in spent if k == kind) for kind, *_ in spent}
+            console.print(f"one update: {total:.2f} s of thread time", highlight=False)
+            for kind, share in sorted(kinds.items(), key=lambda item: -item[1]):
+                console.print(f"{share / total:6.1%}  {kind}", highlight=False)
+            for kind, name, part in spent[:25]:
+                console.print(f"{part * 1e3:9.1f} ms  {kind}: {name}", highlight=False)
     median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     length = run.max_prompt_length + grpo.max_completion_length
     full = forward_flops(model, grpo.batch_size, length)

@@ -43,10 +43,10 @@ def next_token_logprobs(
         logits = allowed_logits(matmul(hidden.astype(head.dtype), head) / temperature, allowed)
         logz = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - logz
-        p = lax.stop_gradient(jnp.exp(logits - logz[..., None]))
+        log_p = lax.stop_gradient(logits - logz[..., None])
+        p = jnp.exp(log_p)
         # 0 log 0 is 0: an id that is not allowed has probability 0 and logit -inf.
-        entropy = logz - jnp.where(p > 0, p * lax.stop_gradient(logits), 0).sum(axis=-1)
-        return chosen, lax.stop_gradient(entropy)
+        return chosen, -jnp.where(p > 0, p * log_p, 0).sum(axis=-1)
 
     b, t, d = hidden.shape
     targets = jnp.roll(tokens, -shift, axis=1)

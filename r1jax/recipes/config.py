@@ -27,6 +27,22 @@ class MeshConfig:
     context: int = 1
 
 
+# The miniature's settings, which are the defaults: those of DeepSeek's classes are for a model of its size.
+_BASE_OPTIMIZER = OptimizerConfig(
+    learning_rate=4e-3, warmup_steps=30, lr_scheduler_type="cosine", min_lr_ratio=0.1, weight_decay=0.1
+)
+_GRPO = GRPOConfig(
+    num_prompts=16,
+    num_generations=16,
+    max_completion_length=40,
+    epsilon=0.2,
+    epsilon_high=0.28,
+    ref_model_sync_steps=50,
+    num_microbatches=4,
+)
+_RL_OPTIMIZER = OptimizerConfig(learning_rate=6e-5, warmup_steps=3, weight_decay=0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class BaseConfig:
     """Pretraining of the base model, from scratch."""
@@ -38,7 +54,7 @@ class BaseConfig:
     """... of this many tokens."""
     corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
     loss: PretrainLossConfig = dataclasses.field(default_factory=PretrainLossConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = _BASE_OPTIMIZER
 
     def __post_init__(self):
         for name in ("steps", "rows", "length"):
@@ -104,8 +120,8 @@ class R1ZeroConfig:
     keep_checkpoints: int = 2
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     base: BaseConfig = dataclasses.field(default_factory=BaseConfig)
-    grpo: GRPOConfig = dataclasses.field(default_factory=GRPOConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    grpo: GRPOConfig = _GRPO
+    optimizer: OptimizerConfig = _RL_OPTIMIZER
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
@@ -142,27 +158,9 @@ class R1ZeroConfig:
         return json.loads(json.dumps(values))
 
 
-_NANO = R1ZeroConfig(
-    base=BaseConfig(
-        optimizer=OptimizerConfig(
-            learning_rate=4e-3, warmup_steps=30, lr_scheduler_type="cosine", min_lr_ratio=0.1, weight_decay=0.1
-        )
-    ),
-    grpo=GRPOConfig(
-        num_prompts=16,
-        num_generations=16,
-        max_completion_length=40,
-        epsilon=0.2,
-        epsilon_high=0.28,
-        ref_model_sync_steps=50,
-        num_microbatches=4,
-    ),
-    optimizer=OptimizerConfig(learning_rate=6e-5, warmup_steps=3, weight_decay=0.0),
-)
-
 PRESETS: dict[str, R1ZeroConfig] = {
-    "nano": _NANO,
-    "mini": dataclasses.replace(_NANO, preset="mini", run_dir=Path("runs/r1_zero_mini")),
+    "nano": R1ZeroConfig(),
+    "mini": R1ZeroConfig(preset="mini", run_dir=Path("runs/r1_zero_mini")),
 }
 
 # What may change when a run is resumed: where it lies and how far it goes, and nothing that it has already computed.

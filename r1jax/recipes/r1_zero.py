@@ -19,6 +19,7 @@ from r1jax.data.problem_source import load_problems
 from r1jax.errors import CheckpointError, ConfigError, check_field
 from r1jax.evaluation.evaluate import Scorer, evaluate
 from r1jax.evaluation.report import write_report
+from r1jax.progress import stage
 from r1jax.recipes.config import R1ZeroConfig, RewardConfig, check_same_run
 from r1jax.rewards import RewardPool, exact_answer_reward, format_reward, get_reward
 from r1jax.rewards.arithmetic import answer_text
@@ -28,7 +29,6 @@ from r1jax.training.metrics import MetricsLog, render_samples
 from r1jax.training.optimizer import make_optimizer, schedule
 from r1jax.training.pretrain import make_pretrain_update
 from r1jax.training.programs import Programs
-from r1jax.training.progress import stage
 from r1jax.training.state import TrainState, init_state, model_graph, state_shardings, with_reference
 
 SCORER = Scorer(exact_answer_reward, answer_text, format_reward)
@@ -54,6 +54,8 @@ def run(config: R1ZeroConfig) -> Path:
 
     tokenizer = corpus_tokenizer(config.base.corpus, run_dir / "world" / "tokenizer.model", config.model.vocab_size)
     train, test = (load_problems(run_dir / "world", split) for split in ("train", "test"))
+    for problems in (train, test):  # prompts that do not fit must not wait for the base model either
+        encode_prompts([problems[i] for i in range(min(1000, len(problems)))], tokenizer, config.max_prompt_length)
     done = {"pretrain": base_step} if base_step is not None else {}
     done |= {"rl": rl_step} if rl_step is not None else {}
     with MetricsLog(run_dir, done) as log:

@@ -149,12 +149,17 @@ def _microbatches(batch: GRPOBatch, count: int) -> GRPOBatch | None:
 
 
 def make_grpo_update(
-    model: ModelConfig, graph: nnx.GraphDef, config: GRPOConfig, optimizer: optax.GradientTransformation
+    model: ModelConfig,
+    graph: nnx.GraphDef,
+    config: GRPOConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
 ) -> Callable[[TrainState, GRPOBatch], tuple[TrainState, Metrics]]:
     """Returns the pure update (state, batch) -> (state, metrics).
 
-    Each of num_iterations passes splits the batch at random into num_minibatches optimizer steps, each accumulated over
-    num_microbatches. Denominators are the minibatch's, so that microbatches change nothing but rounding.
+    Each of num_iterations passes splits the batch at random (by `seed`, step and pass) into num_minibatches optimizer
+    steps, each accumulated over num_microbatches. Denominators are the minibatch's, so that microbatches change nothing
+    but rounding.
     """
 
     def part_loss(params: nnx.State, buffers: nnx.State, batch: GRPOBatch, denominator: Float[Array, ""]):
@@ -231,7 +236,7 @@ def make_grpo_update(
             if config.num_minibatches == 1:
                 state, metrics = optimizer_step(state, batch)
             else:
-                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), first_step), iteration)
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), first_step), iteration)
                 order = jax.random.permutation(key, batch.tokens.shape[0])
                 shuffled = _batched(batch, lambda a, axis, order=order: jnp.take(a, order, axis=axis))
                 state, metrics = lax.scan(optimizer_step, state, _microbatches(shuffled, config.num_minibatches))

@@ -22,6 +22,7 @@ from r1jax.data.iterators import Indexable, PromptBatch, prefetch
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import RewardError
 from r1jax.losses.grpo import group_advantages
+from r1jax.progress import stage
 from r1jax.rewards import RewardBatch, RewardPool
 from r1jax.sampling.sampler import Rollout
 from r1jax.sampling.text import decode_completions
@@ -37,7 +38,6 @@ from r1jax.training.grpo import (
 from r1jax.training.metrics import MetricsLog
 from r1jax.training.pretrain import PackedBatch
 from r1jax.training.programs import Programs
-from r1jax.training.progress import stage
 from r1jax.training.state import TrainState, state_shardings
 
 
@@ -199,7 +199,7 @@ class GRPOTrainer:
         out = (state_shardings(state, learn), None)
         self.update = runtime.programs.compile(
             "GRPO update",
-            make_grpo_update(model, graph, config, optimizer),
+            make_grpo_update(model, graph, config, optimizer, runtime.seed),
             state,
             batch,
             layout=learn,
@@ -252,6 +252,10 @@ class GRPOTrainer:
             batch = batch.replace(ref_logps=clock("logps", self.reference(state.ref_state, batch)))
         rewards = scores.result()
         clock("reward", None)
+        if np.isnan(rewards.total).all():  # before the update: nothing would be learned from, and Adam would still move
+            raise RewardError(
+                "no completion of this step could be scored: check the reward functions' answers column and timeouts"
+            )
         advantages = jax.device_get(self.advantages(self.runtime.put(rewards.total.reshape(host.lengths.shape))))
         counted = counted_sequences(self.config, host.truncated.reshape(-1), advantages.scored, advantages.zero_std)
         batch = batch.replace(
@@ -291,10 +295,6 @@ class _Clock:
 def reward_metrics(rewards: RewardBatch, rollout: Rollout, zero_std: np.ndarray) -> dict[str, float]:
     """TRL's metrics of a rollout (host arrays). Rewards that are None are left out of means and counted."""
     groups = rewards.total.reshape(rollout.lengths.shape)
-    if np.isnan(groups).all():
-        raise RewardError(
-            "no completion of this step could be scored: check the reward functions' answers column and timeouts"
-        )
     lengths, ended = rollout.lengths, ~rollout.truncated
     stds = [np.nanstd(group) for group in groups if not np.isnan(group).all()]
     metrics = {

@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-import r1jax.training.progress as progress_module
-from r1jax.training.progress import stage
+import r1jax.progress as progress_module
+from r1jax.progress import stage
 
 
 class Clock:
