@@ -64,6 +64,7 @@ class ModelConfig:
     n_group: int = 1
     topk_group: int = 1
     norm_topk_prob: bool = True
+    scoring_func: Literal["sigmoid", "softmax"] = "sigmoid"  # the router's affinities: DeepSeek-V3's, Qwen3-MoE's
     routed_scaling_factor: float = 1.0
     moe_intermediate_size: int = 0
     # Multi-token prediction
@@ -104,6 +105,8 @@ class ModelConfig:
         if self.num_moe_layers:
             c(self.n_routed_experts > 0, "n_routed_experts", self.n_routed_experts, "must be positive with MoE layers")
             c(self.moe_intermediate_size > 0, "moe_intermediate_size", self.moe_intermediate_size, "must be positive")
+            scoring = ("sigmoid", "softmax")
+            c(self.scoring_func in scoring, "scoring_func", self.scoring_func, 'must be "sigmoid" or "softmax"')
             c(
                 self.n_group > 0 and self.n_routed_experts % self.n_group == 0,
                 "n_group",
@@ -137,9 +140,11 @@ class ModelConfig:
 
     @property
     def yarn_active(self) -> bool:
-        """DeepSeek's own code applies YaRN only to a model configured past its original length."""
+        """DeepSeek's own code applies YaRN only to a model configured past its original length; Qwen's always."""
         s = self.rope_scaling
-        return s is not None and s.type == "yarn" and self.max_position_embeddings > s.original_max_position_embeddings
+        if s is None or s.type != "yarn":
+            return False
+        return self.attention == "gqa" or self.max_position_embeddings > s.original_max_position_embeddings
 
     def replace(self, **changes) -> ModelConfig:
         return dataclasses.replace(self, **changes)

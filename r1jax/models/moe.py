@@ -27,7 +27,7 @@ class Routing:
 
 
 class Router(nnx.Module):
-    """Sigmoid affinities and group-limited top-k; everything in float32."""
+    """Sigmoid (or softmax) affinities and group-limited top-k; everything in float32."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         e, d = config.n_routed_experts, config.hidden_size
@@ -35,11 +35,12 @@ class Router(nnx.Module):
         self.e_score_correction_bias = RouterBias(jnp.zeros(e, jnp.float32), logical=(None,))
         self.top_k, self.n_group, self.topk_group = config.num_experts_per_tok, config.n_group, config.topk_group
         self.normalise, self.route_scale = config.norm_topk_prob, config.routed_scaling_factor
+        self.affinity = jax.nn.sigmoid if config.scoring_func == "sigmoid" else jax.nn.softmax
 
     def scores(self, x: Float[Array, "A B D"]) -> Float[Array, "A B E"]:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         product = jnp.matmul(x.astype(wide), self.weight[...].astype(wide), precision=lax.Precision.HIGHEST)
-        return jax.nn.sigmoid(product)
+        return self.affinity(product)
 
     def select(self, scores: Float[Array, "A B E"]) -> Int[Array, "A B k"]:
         """The top k of score + bias, among the experts of the best groups (a group's score: its top two, summed)."""
