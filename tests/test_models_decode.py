@@ -90,6 +90,43 @@ def test_decoding_equals_the_full_forward(name, monkeypatch):
     assert relative_error(cached_logits(config, state), full_logits(config, state)) < 1e-5
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_several_tokens_a_row_at_slots_of_its_own_equal_the_full_forward(name, monkeypatch):
+    """Rows advance by one or two; the second token of those that advance by one is wrong, and is written over."""
+    monkeypatch.setattr(attention, "DECODE_BUCKET", 4)
+    config = MODELS[name]
+    state = random_state(config)
+    tokens, lengths, completions = problem()
+    full = full_logits(config, state)
+    mask = np.arange(S) < lengths[:, None]
+    run = jax.jit(lambda state, *args: decode_two(config, state, *args))
+    _, entries, *_ = method(config, "prefill")(state, tokens, lengths)
+    model = nnx.merge(graphdef(config), state)
+    cache = Cache(entries, model.empty_completions(entries, GROUP, STEPS))
+    at = np.zeros(completions.shape[:2], np.int32)
+    rng = np.random.default_rng(0)
+    rows = np.arange(4)[:, None], np.arange(GROUP)
+    while (at < STEPS).any():
+        both = (rng.random(at.shape) < 0.5) & (at + 1 < STEPS)
+        first = completions[*rows, np.minimum(at, STEPS - 1)]
+        second = completions[*rows, np.minimum(at + 1, STEPS - 1)]
+        pair = np.stack([first, np.where(both, second, 63)], axis=-1)
+        positions = lengths[:, None, None] + at[..., None] + np.arange(2)
+        logits, cache = run(state, pair, positions, cache, mask, at)
+        live = at < STEPS
+        assert relative_error(logits[:, :, 0][live], full[*rows, np.minimum(at, STEPS - 1) + 1][live]) < 1e-5
+        if (both & live).any():
+            after = full[*rows, np.minimum(at + 2, STEPS)]
+            assert relative_error(logits[:, :, 1][both & live], after[both & live]) < 1e-5
+        at = at + live * (1 + both)
+
+
+def decode_two(config, state, pair, positions, cache, mask, at):
+    model = nnx.merge(graphdef(config), state)
+    hidden, cache, _ = model.decode_several(pair, positions, cache, mask, at)
+    return model.logits(hidden), cache
+
+
 def test_decoding_in_float64_with_one_bucket():
     with jax.enable_x64():
         config = wide(MODELS["mla"])
@@ -107,10 +144,10 @@ def test_decoding_visits_every_bucket(monkeypatch):
         return weights.sum(axis=-1, keepdims=True)
 
     def score(entries, segment):
-        return jnp.zeros((1, 1, 1, entries.shape[1 if segment == "shared" else 2]))
+        return jnp.zeros((1, 1, 1, 1, entries.shape[1 if segment == "shared" else 2]))
 
     completion = jnp.zeros((1, 1, 10, 1))
-    args = (jnp.zeros((1, 2, 1)), jnp.ones((1, 2), bool), completion, jnp.zeros((1, 1, 1)))
+    args = (jnp.zeros((1, 2, 1)), jnp.ones((1, 2), bool), completion, jnp.zeros((1, 1, 1, 1)))
     run = jax.jit(lambda step: attention.decode_attention(score, read, *args, step, 1.0))
     for step in range(10):
         jax.block_until_ready(run(step))

@@ -28,7 +28,7 @@ class Indexable(Protocol[T]):
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """P prompts: `tokens` int32 [P, Tp], bos first and padded on the right; `lengths` int32 [P] counts bos.
+    """P prompts: `tokens` int32 [P, Tp], bos first where there is one, padded on the right; `lengths` [P] counts bos.
 
     `columns` holds every field of the problems, each a list [P]: what reward functions receive by name.
     """
@@ -54,7 +54,7 @@ def encode_prompts(
     tokens = np.full((len(rows), max_prompt_len), tokenizer.pad_id, np.int32)
     lengths = np.zeros(len(rows), np.int32)
     for i, ids in enumerate(tokenizer.encode_batch(prompts)):
-        ids = [tokenizer.bos_id, *ids]
+        ids = _from_bos(ids, tokenizer)
         if len(ids) > max_prompt_len:
             raise DataError(
                 f"question {rows[i]['question']!r} makes a prompt of {len(ids)} tokens: "
@@ -96,14 +96,14 @@ class PromptBatches:
 
 
 def encode_documents(docs: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of each document, from bos to eos.
+    """Token ids of each document, from bos (where the tokenizer has one) to eos.
 
     Prompt and completion are encoded apart, as they are when a completion is sampled: no piece spans the two.
     """
     prompts = tokenizer.encode_batch([doc.prompt for doc in docs])
     completions = tokenizer.encode_batch([doc.completion for doc in docs])
-    bos, eos = tokenizer.bos_id, tokenizer.eos_ids[0]
-    return [[bos, *prompt, *completion, eos] for prompt, completion in zip(prompts, completions, strict=True)]
+    eos = tokenizer.eos_ids[0]
+    return [_from_bos([*p, *c, eos], tokenizer) for p, c in zip(prompts, completions, strict=True)]
 
 
 class PretrainBatches:
@@ -166,6 +166,11 @@ def prefetch(batches: Indexable[T], start: int, stop: int | None = None, depth: 
             yield batch
     finally:
         closed.set()
+
+
+def _from_bos(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    # A chat template writes bos itself, and no model has seen two.
+    return ids if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
 
 
 def _check_step(step: int) -> None:

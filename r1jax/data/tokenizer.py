@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +16,15 @@ _ASCII = "\n" + "".join(map(chr, range(0x21, 0x7F)))
 
 
 class Tokenizer(Protocol):
-    """What data, sampling and evaluation ask of a tokenizer. Encoding adds no special tokens."""
+    """What data, sampling and evaluation ask of a tokenizer. Encoding adds no special tokens.
+
+    `vocab_size` is the largest id + 1. `eos_ids` has at least one id, and a text that is learned ends with the first;
+    sampling stops at any. `pad_id` may be one of them: what counts is told by lengths and never by ids.
+    """
 
     vocab_size: int
     pad_id: int
-    bos_id: int
+    bos_id: int | None
     eos_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]: ...
@@ -32,10 +36,39 @@ class Tokenizer(Protocol):
     def valid_ids(self, size: int) -> np.ndarray: ...
 
 
+def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Yields the text of `ids` as it becomes whole, one id drawn at a time: joined, it is `tokenizer.decode(ids)`.
+
+    A character whose bytes are spread over ids is held back until it is complete, or the ids end. Only bytes that make
+    no character may read otherwise: a byte-fallback `decode` takes back the characters beside them.
+    """
+    # tokenizers.DecodeStream raises there, in the middle of a chat; and this serves SentencePiece too.
+    told: list[int] = []  # the latest ids with text: a space after nothing but spaces may decode to nothing
+    pending: list[int] = []
+    for i in ids:
+        pending.append(int(i))
+        head, text = tokenizer.decode(told), tokenizer.decode(told + pending)
+        if len(text) > len(head) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(head) :]
+            told, pending = (pending if tokenizer.decode(pending).strip() else told + pending), []
+    if rest := tokenizer.decode(told + pending)[len(tokenizer.decode(told)) :]:
+        yield rest
+
+
+def check_fits(tokenizer: Tokenizer, vocab_size: int, path: str | os.PathLike) -> None:
+    """Raises `DataError` where the tokenizer read from `path` has ids that an embedding of `vocab_size` rows lacks."""
+    if tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"tokenizer {os.fspath(path)!r} has ids up to {tokenizer.vocab_size - 1}, but the model's embedding holds "
+            f"vocab_size={vocab_size}: use the tokenizer that was published with the model"
+        )
+
+
 class SentencePieceTokenizer:
-    """A SentencePiece model file as a `Tokenizer`.
+    """A SentencePiece model file as a `Tokenizer`. `pad_id` falls back on eos: published models have none.
 
     `encode` raises `DataError` for a character without a piece, because `<unk>` would not decode back to the text.
+    Special tokens written in a text are text like any other.
     """
 
     def __init__(self, model_path: str | os.PathLike):
@@ -44,12 +77,13 @@ class SentencePieceTokenizer:
         except (OSError, RuntimeError) as error:
             raise DataError(f"tokenizer {os.fspath(model_path)!r} cannot be read ({error}): train or copy it") from None
         self.vocab_size = self._model.vocab_size()
-        self.pad_id, self.unk_id = self._model.pad_id(), self._model.unk_id()
-        self.bos_id, self.eos_ids = self._model.bos_id(), (self._model.eos_id(),)
-        if self.pad_id < 0 or self.pad_id in self.eos_ids:
-            raise DataError(
-                f"tokenizer {os.fspath(model_path)!r} has pad id {self.pad_id}: it needs one other than eos"
-            )
+        self.unk_id = self._model.unk_id()
+        bos, eos, pad = self._model.bos_id(), self._model.eos_id(), self._model.pad_id()  # -1 where there is none
+        if eos < 0:
+            raise DataError(f"tokenizer {os.fspath(model_path)!r} has no eos id: use one that has")
+        self.eos_ids: tuple[int, ...] = (eos,)
+        self.bos_id = bos if bos >= 0 else None
+        self.pad_id = pad if pad >= 0 else eos
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -68,9 +102,8 @@ class SentencePieceTokenizer:
 
     def valid_ids(self, size: int) -> np.ndarray:
         """bool [size]: ids that a sampler may draw from `size` logits. Not pad, unk or bos, nor what has no piece."""
-        mask = np.arange(size) < self.vocab_size
-        mask[[self.pad_id, self.unk_id, self.bos_id]] = False
-        return mask
+        never = {self.pad_id, self.unk_id, self.bos_id} - set(self.eos_ids)
+        return np.array([i < self.vocab_size and i not in never for i in range(size)], bool)
 
 
 def train_sentencepiece(

@@ -74,43 +74,51 @@ def causal_attention(
 
 
 def decode_attention(
-    score: Callable[[Float[Array, "..."], str], Float[Array, "P G H S"]],
-    read: Callable[[Float[Array, "P G H S"], Float[Array, "..."], str], Float[Array, "P G H V"]],
+    score: Callable[[Float[Array, "..."], str], Float[Array, "P G Q H S"]],
+    read: Callable[[Float[Array, "P G Q H S"], Float[Array, "..."], str], Float[Array, "P G Q H V"]],
     prompt: Float[Array, "P S *E"],
     prompt_mask: Bool[Array, "P S"],
     completion: Float[Array, "P G C *E"],
-    entry: Float[Array, "P G *E"],
-    step: Int[Array, ""],
+    entries: Float[Array, "P G Q *E"],
+    step: Int[Array, "*PG"],
     scale: float,
-) -> Float[Array, "P G H V"]:
-    """One query per row over prompt, completion and itself, in one softmax.
+) -> Float[Array, "P G Q H V"]:
+    """Q consecutive queries per row over prompt, completion and themselves (causally), in one softmax.
 
     Args:
-      score: scores of this step's queries against a segment's entries; told the segment's layout, "shared" for
+      score: scores of these queries against a segment's entries; told the segment's layout, "shared" for
         [P, S, *E] (one copy for the group) or "own" for [P, G, S, *E].
       read: the weighted sum of a segment's values, likewise.
-      step: completion slots already written; the others are masked.
+      entries: what the queries' own tokens leave in the cache.
+      step: completion slots already written, of all rows [] or of each [P, G]; the others are masked.
     """
+    among = jnp.tril(jnp.ones((entries.shape[2],) * 2, bool))[:, None]  # [Q, 1, Q]
 
-    def over(slots: int) -> Float[Array, "P G H V"]:
+    def over(slots: int) -> Float[Array, "P G Q H V"]:
         written = completion[:, :, :slots]
-        own = entry[:, :, None]
-        s_prompt = jnp.where(prompt_mask[:, None, None], score(prompt, "shared"), NEG_INF)
-        s_written = jnp.where(jnp.arange(slots) < step, score(written, "own"), NEG_INF)
-        scores = jnp.concatenate([s_prompt, s_written, score(own, "own")], axis=-1) * scale
-        weights = softmax(scores, entry.dtype)
+        seen = (jnp.arange(slots) < step[..., None])[..., None, None, :]
+        s_prompt = jnp.where(prompt_mask[:, None, None, None], score(prompt, "shared"), NEG_INF)
+        s_written = jnp.where(seen, score(written, "own"), NEG_INF)
+        s_own = jnp.where(among, score(entries, "own"), NEG_INF)
+        scores = jnp.concatenate([s_prompt, s_written, s_own], axis=-1) * scale
+        weights = softmax(scores, entries.dtype)
         n = prompt.shape[1]
         return (
             read(weights[..., :n], prompt, "shared")
             + read(weights[..., n : n + slots], written, "own")
-            + read(weights[..., n + slots :], own, "own")
+            + read(weights[..., n + slots :], entries, "own")
         )
 
     buckets = decode_buckets(completion.shape[2])
     if len(buckets) == 1:
         return over(buckets[0])
-    index = jnp.searchsorted(jnp.array(buckets), step, side="left")
+    index = jnp.searchsorted(jnp.array(buckets), jnp.max(step), side="left")
     return lax.switch(index, [functools.partial(over, b) for b in buckets])
+
+
+def by_row(x: Float[Array, "P G*Q *E"], completion: Float[Array, "P G C *F"]) -> Float[Array, "P G Q *E"]:
+    """Takes the queries of each row of the cache apart, which everything but attention sees side by side."""
+    return x.reshape(x.shape[0], completion.shape[1], -1, *x.shape[2:])
 
 
 def decode_buckets(capacity: int) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ class Block(nnx.Module):
         return x, entry, routing
 
     def decode(self, x, cos, sin, prompt, prompt_mask, completion, step):
-        """One token per row [P, G, D] -> (x, its cache entry [P, G, *E], routing)."""
+        """Q tokens per row side by side [P, G Q, D] -> (x, their cache entries [P, G, Q, *E], routing)."""
         y, entry = self.attention.decode(self.input_norm(x), cos, sin, prompt, prompt_mask, completion, step)
         x, routing = self._feed_forward(constrain(x + y, *ROWS, None), ROWS)
         return x, entry, routing
@@ -67,12 +67,21 @@ class MTP(nnx.Module):
         self.block = Block(config, config.num_moe_layers > 0, rngs)
         self.norm = RMSNorm(d, eps, config.param_dtype)
 
-    def __call__(self, hidden, embedded, cos, sin, segment_ids, mask):
-        """Trunk states at i [B, T, D] and embeddings of token i + 1 -> states that predict token i + 2."""
+    def __call__(self, hidden, embedded, cos, sin, segment_ids, mask, names=TOKENS):
+        """Trunk states at i [B, T, D] and embeddings of token i + 1 -> (states that predict token i + 2 [B, T, D],
+        cache entries [B, T, *E], routing)."""
+        x, entries, routing = self.block(self._join(hidden, embedded), cos, sin, segment_ids, mask, None, names)
+        return self.norm(x), entries, routing
+
+    def decode(self, hidden, embedded, cos, sin, prompt, prompt_mask, completion, step):
+        """The same for Q pairs per row side by side [P, G Q, D] -> (states, cache entries [P, G, Q, *E])."""
+        x = self._join(hidden, embedded)
+        x, entries, _ = self.block.decode(x, cos, sin, prompt, prompt_mask, completion, step)
+        return self.norm(x), entries
+
+    def _join(self, hidden, embedded):
         x = jnp.concatenate([self.enorm(embedded), self.hnorm(hidden)], axis=-1)
-        x = matmul(x, self.eh_proj[...].astype(x.dtype))
-        x, _, routing = self.block(x, cos, sin, segment_ids, mask, None)
-        return self.norm(x), routing
+        return matmul(x, self.eh_proj[...].astype(x.dtype))
 
 
 @struct.dataclass
@@ -90,6 +99,24 @@ class Cache:
 
     prompt: tuple[Float[Array, "L P S *E"], ...]
     completion: tuple[Float[Array, "L P G C *E"], ...]
+
+
+def _side_by_side(x: Array) -> Array:
+    """[P, G, Q] -> [P, G Q]: what everything but attention sees."""
+    return x.reshape(x.shape[0], -1)
+
+
+def write_slots(
+    completion: Float[Array, "L P G C *E"], entries: Float[Array, "L P G Q *E"], step: Int[Array, "*PG"]
+) -> Float[Array, "L P G C *E"]:
+    """Puts entries into slots step .. step + Q - 1 of every row; slots past the last are left out."""
+    if step.ndim == 0:
+        start = (0, 0, 0, step) + (0,) * (entries.ndim - 4)
+        return lax.dynamic_update_slice(completion, entries, start)
+    p, g, q = (
+        jnp.arange(n).reshape(shape) for n, shape in zip(entries.shape[1:4], ((-1, 1, 1), (-1, 1), (-1,)), strict=True)
+    )
+    return completion.at[:, p, g, step[..., None] + q].set(entries, mode="drop")
 
 
 class Decoder(nnx.Module):
@@ -189,7 +216,7 @@ class Decoder(nnx.Module):
         for k, module in enumerate(self.mtp):
             embedded = self.embed(jnp.roll(tokens, -(k + 1), axis=1))
             run = jax.checkpoint(module) if self.config.remat else module
-            hidden, routing = run(hidden, embedded, cos, sin, segment_ids, mask)
+            hidden, _, routing = run(hidden, embedded, cos, sin, segment_ids, mask)
             out.append((hidden, routing))
         return out
 
@@ -215,24 +242,65 @@ class Decoder(nnx.Module):
         step: Int[Array, ""],
     ) -> tuple[Float[Array, "P G V"], Cache, Int[Array, "L P G k"] | None]:
         """Reads one token per row, whose completion slot is `step`: next logits, the cache with it, its experts."""
-        cos, sin = cos_sin(self.config, positions)
-        x = constrain(self.embed(tokens), *ROWS, None)
+        x, cache, experts = self.decode_several(tokens[..., None], positions[..., None], cache, prompt_mask, step)
+        return self.logits(x[:, :, 0]), cache, experts
+
+    def decode_several(
+        self,
+        tokens: Int[Array, "P G Q"],
+        positions: Int[Array, "P G Q"],
+        cache: Cache,
+        prompt_mask: Bool[Array, "P S"],
+        step: Int[Array, "*PG"],
+    ) -> tuple[Float[Array, "P G Q D"], Cache, Int[Array, "L P G*Q k"] | None]:
+        """Reads Q consecutive tokens per row into its slots from `step` on: final states, the cache, their experts.
+
+        `step` is one number for all rows, or each row's own.
+        """
+        cos, sin = cos_sin(self.config, _side_by_side(positions))
+        x = constrain(self.embed(_side_by_side(tokens)), *ROWS, None)
         completion, routing = [], None
         for i, stack in enumerate(self._stacks()):
             graph, state = nnx.split(stack)
 
             def layer(x, xs, graph=graph):
                 state, prompt, written = xs
-                x, entry, routing = nnx.merge(graph, state).decode(x, cos, sin, prompt, prompt_mask, written, step)
-                return x, (entry, routing)
+                x, entries, routing = nnx.merge(graph, state).decode(x, cos, sin, prompt, prompt_mask, written, step)
+                return x, (entries, routing)
 
             xs = (state, cache.prompt[i], cache.completion[i])
-            x, (entry, routing) = lax.scan(layer, x, xs, unroll=self._unroll(stack))
+            x, (entries, routing) = lax.scan(layer, x, xs, unroll=self._unroll(stack))
             # One write for the whole stack, after it has been read: the cache is updated in place.
-            start = (0, 0, 0, step) + (0,) * (entry.ndim - 3)
-            completion.append(lax.dynamic_update_slice(cache.completion[i], entry[:, :, :, None], start))
+            completion.append(write_slots(cache.completion[i], entries, step))
         experts = None if routing is None else routing.experts
-        return self.logits(self.norm(x)), cache.replace(completion=tuple(completion)), experts
+        x = self.norm(x).reshape(*tokens.shape, -1)
+        return x, cache.replace(completion=tuple(completion)), experts
+
+    def draft_prefill(self, tokens: Int[Array, "P S"], hidden: Float[Array, "P S D"]) -> Float[Array, "1 P S *E"]:
+        """The first prediction module's cache entries of a prompt. Entry i is of the state at i and token i + 1, so
+        that the last one of a prompt, whose next token has yet to be drawn, does not count."""
+        cos, sin = cos_sin(self.config, self._positions(tokens, None))
+        embedded = constrain(self.embed(jnp.roll(tokens, -1, axis=1)), *PROMPTS, None)
+        return self.mtp[0](hidden, embedded, cos, sin, None, None, PROMPTS)[1][None]
+
+    def draft(
+        self,
+        hidden: Float[Array, "P G Q D"],
+        tokens: Int[Array, "P G Q"],
+        positions: Int[Array, "P G Q"],
+        cache: Cache,
+        prompt_mask: Bool[Array, "P S"],
+        step: Int[Array, "*PG"],
+    ) -> tuple[Float[Array, "P G Q D"], Cache]:
+        """Runs the first prediction module on Q states per row and the tokens that follow them: its states, whose
+        `logits` are of the token after those, and its cache with what it read in its slots from `step` on."""
+        cos, sin = cos_sin(self.config, _side_by_side(positions))
+        embedded = constrain(self.embed(_side_by_side(tokens)), *ROWS, None)
+        hidden = constrain(hidden.reshape(embedded.shape), *ROWS, None)
+        args = (cache.prompt[0][0], prompt_mask, cache.completion[0][0], step)
+        x, entries = self.mtp[0].decode(hidden, embedded, cos, sin, *args)
+        completion = write_slots(cache.completion[0], entries[None], step)
+        return x.reshape(*tokens.shape, -1), cache.replace(completion=(completion,))
 
     def empty_completions(self, entries: tuple[Array, ...], group: int, slots: int) -> tuple[Array, ...]:
         """Room for `slots` completion entries per row, for prompts' entries [L, P, S, *E]."""

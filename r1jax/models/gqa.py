@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.configs.model import ModelConfig
-from r1jax.models.attention import causal_attention, decode_attention
+from r1jax.models.attention import by_row, causal_attention, decode_attention
 from r1jax.models.layers import RMSNorm, matmul, parameter, precision
 from r1jax.models.rope import rotate, softmax_scale
 from r1jax.sharding import constrain
@@ -62,30 +62,32 @@ class GQA(nnx.Module):
 
     def decode(
         self,
-        x: Float[Array, "P G D"],
+        x: Float[Array, "P G*Q D"],
         cos: Array,
         sin: Array,
         prompt: Float[Array, "P S 2 Hkv K"],
         prompt_mask: Bool[Array, "P S"],
         completion: Float[Array, "P G C 2 Hkv K"],
-        step: Int[Array, ""],
-    ) -> tuple[Float[Array, "P G D"], Float[Array, "P G 2 Hkv K"]]:
-        """One token per row against the cache."""
+        step: Int[Array, "*PG"],
+    ) -> tuple[Float[Array, "P G*Q D"], Float[Array, "P G Q 2 Hkv K"]]:
+        """Q tokens per row against the cache."""
         prec = precision(x.dtype)
         q, k, v = self._project(x, cos, sin)
-        entry = jnp.stack([k, v], axis=2)
-        p, g, h, _ = q.shape
-        q = q.reshape(p, g, self.kv_heads, h // self.kv_heads, -1)  # n: key/value head, m: query head within it
+        entries = by_row(jnp.stack([k, v], axis=2), completion)
+        heads = (self.kv_heads, q.shape[2] // self.kv_heads)  # n: key/value head, m: query head within it
+        q = by_row(q.reshape(*q.shape[:2], *heads, -1), completion)
         letters = {"shared": "psnk", "own": "pgsnk"}
+        flat = lambda a: a.reshape(*a.shape[:3], -1, a.shape[-1])  # noqa: E731
 
         def score(entries, segment):
             keys = entries[..., 0, :, :]
-            return jnp.einsum(f"pgnmk,{letters[segment]}->pgnms", q, keys, precision=prec).reshape(p, g, h, -1)
+            return flat(jnp.einsum(f"pgqnmk,{letters[segment]}->pgqnms", q, keys, precision=prec))
 
         def read(weights, entries, segment):
-            weights = weights.reshape(p, g, self.kv_heads, h // self.kv_heads, -1)
+            weights = weights.reshape(*weights.shape[:3], *heads, -1)
             values = entries[..., 1, :, :]
-            return jnp.einsum(f"pgnms,{letters[segment]}->pgnmk", weights, values, precision=prec).reshape(p, g, h, -1)
+            return flat(jnp.einsum(f"pgqnms,{letters[segment]}->pgqnmk", weights, values, precision=prec))
 
-        out = decode_attention(score, read, prompt, prompt_mask, completion, entry, step, self.scale)
-        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entry
+        out = decode_attention(score, read, prompt, prompt_mask, completion, entries, step, self.scale)
+        out = out.reshape(*x.shape[:2], *out.shape[3:])
+        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entries

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from r1jax.configs.model import ModelConfig
-from r1jax.models.attention import causal_attention, decode_attention
+from r1jax.models.attention import by_row, causal_attention, decode_attention
 from r1jax.models.layers import RMSNorm, matmul, parameter, precision
 from r1jax.models.rope import rotate, softmax_scale
 from r1jax.sharding import constrain
@@ -77,30 +77,31 @@ class MLA(nnx.Module):
 
     def decode(
         self,
-        x: Float[Array, "P G D"],
+        x: Float[Array, "P G*Q D"],
         cos: Array,
         sin: Array,
         prompt: Float[Array, "P S E"],
         prompt_mask: Bool[Array, "P S"],
         completion: Float[Array, "P G C E"],
-        step: Int[Array, ""],
-    ) -> tuple[Float[Array, "P G D"], Float[Array, "P G E"]]:
-        """One token per row, in absorbed form: nothing per head is ever cached or expanded."""
+        step: Int[Array, "*PG"],
+    ) -> tuple[Float[Array, "P G*Q D"], Float[Array, "P G Q E"]]:
+        """Q tokens per row, in absorbed form: nothing per head is ever cached or expanded."""
         prec = precision(x.dtype)
         kv_b = self.kv_b_proj[...].astype(x.dtype)
         q_nope, q_rope = self._queries(x, cos, sin)
-        entry = self._entry(x, cos, sin)
         q_latent = jnp.einsum("pghn,rhn->pghr", q_nope, kv_b[..., : self.nope], precision=prec)
-        q = jnp.concatenate([q_latent, q_rope], axis=-1)
+        q = by_row(jnp.concatenate([q_latent, q_rope], axis=-1), completion)
+        entries = by_row(self._entry(x, cos, sin), completion)
         letters = {"shared": "pse", "own": "pgse"}
 
         def score(entries, segment):
-            return jnp.einsum(f"pghe,{letters[segment]}->pghs", q, entries, precision=prec)
+            return jnp.einsum(f"pgqhe,{letters[segment]}->pgqhs", q, entries, precision=prec)
 
         def read(weights, entries, segment):
             latent = entries[..., : self.rank]
-            return jnp.einsum(f"pghs,{letters[segment]}->pghe", weights, latent, precision=prec)
+            return jnp.einsum(f"pgqhs,{letters[segment]}->pgqhe", weights, latent, precision=prec)
 
-        latent = decode_attention(score, read, prompt, prompt_mask, completion, entry, step, self.scale)
+        latent = decode_attention(score, read, prompt, prompt_mask, completion, entries, step, self.scale)
+        latent = latent.reshape(*x.shape[:2], *latent.shape[3:])
         out = jnp.einsum("pghr,rhv->pghv", latent, kv_b[..., self.nope :], precision=prec)
-        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entry
+        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entries

@@ -31,7 +31,7 @@ class Rollout:
 
 
 @struct.dataclass
-class _Loop:
+class Decoding:
     """State of the decode loop. `logits` are those of slot `step`, the next to be drawn."""
 
     step: Int[Array, ""]
@@ -56,8 +56,7 @@ def make_sampler(
     are each row's completion limit, at most config.max_completion_length; `allowed` are the ids that may be drawn.
     The noise is a function of `key` alone, whatever the mesh: pass a fresh key on every call.
     """
-    group, slots = config.num_generations, config.max_completion_length
-    stops = jnp.array(stop_ids, jnp.int32)
+    begin, advance = make_decoding(graph, config, stop_ids, pad_id, record_experts)
 
     def sample(
         state: nnx.State,
@@ -67,37 +66,68 @@ def make_sampler(
         allowed: Bool[Array, "V"],
         key: PRNGKeyArray,
     ) -> Rollout:
+        decoding = begin(state, prompts, prompt_lengths, max_lengths)
+        return advance(state, decoding, prompt_lengths, max_lengths, allowed, key).rollout
+
+    return sample
+
+
+def make_decoding(
+    graph: nnx.GraphDef,
+    config: SamplingConfig,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    record_experts: bool = False,
+) -> tuple[Callable[..., Decoding], Callable[..., Decoding]]:
+    """The two halves of `make_sampler`, for callers that want tokens as they come:
+
+        begin(state, prompts, prompt_lengths, max_lengths) -> Decoding
+        advance(state, decoding, prompt_lengths, max_lengths, allowed, key, until=None) -> Decoding
+
+    `advance` goes on until every row has ended, or until slot `until` [] is the next to be drawn.
+    """
+    group, slots = config.num_generations, config.max_completion_length
+    stops = jnp.array(stop_ids, jnp.int32)
+
+    def begin(
+        state: nnx.State,
+        prompts: Int[Array, "P S"],
+        prompt_lengths: Int[Array, "P"],
+        max_lengths: Int[Array, "P"],
+    ) -> Decoding:
         model: Decoder = nnx.merge(graph, state)
-        p, s = prompts.shape
+        p = prompts.shape[0]
         limits = jnp.minimum(max_lengths, slots)[:, None]
-        trunk_experts = None
         logits, entries, routing = model.prefill(prompts, prompt_lengths)
         entries = tuple(constrain(e, None, "prompt", *(None,) * (e.ndim - 2)) for e in entries)
-        prompt_mask = jnp.arange(s) < prompt_lengths[:, None]
-        experts = None
+        rollout = empty_rollout(p, group, slots, pad_id)
         if record_experts and routing is not None:
-            trunk_experts = routing.experts
-            layers, k = trunk_experts.shape[0], trunk_experts.shape[-1]
+            layers, k = routing.experts.shape[0], routing.experts.shape[-1]
             # Slots that are never decoded replay distinct experts: the dispatch buffers rely on that.
             experts = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32), (layers, p, group, slots, k))
-        rows = jnp.zeros((p, group, slots), jnp.float32)
-        loop = _Loop(
+            rollout = rollout.replace(prompt_experts=routing.experts, experts=experts)
+        return Decoding(
             step=jnp.int32(0),
             logits=constrain(jnp.broadcast_to(logits[:, None], (p, group, logits.shape[-1])), *ROWS, None),
             finished=jnp.broadcast_to(limits <= 0, (p, group)),
             cache=Cache(entries, model.empty_completions(entries, group, slots)),
-            rollout=Rollout(
-                completions=jnp.full((p, group, slots), pad_id, jnp.int32),
-                lengths=jnp.zeros((p, group), jnp.int32),
-                truncated=jnp.zeros((p, group), bool),
-                logps=rows,
-                log_mass=rows,
-                prompt_experts=trunk_experts,
-                experts=experts,
-            ),
+            rollout=rollout,
         )
 
-        def body(loop: _Loop) -> _Loop:
+    def advance(
+        state: nnx.State,
+        decoding: Decoding,
+        prompt_lengths: Int[Array, "P"],
+        max_lengths: Int[Array, "P"],
+        allowed: Bool[Array, "V"],
+        key: PRNGKeyArray,
+        until: Int[Array, ""] | None = None,
+    ) -> Decoding:
+        model: Decoder = nnx.merge(graph, state)
+        limits = jnp.minimum(max_lengths, slots)[:, None]
+        prompt_mask = jnp.arange(decoding.cache.prompt[0].shape[2]) < prompt_lengths[:, None]
+
+        def body(loop: Decoding) -> Decoding:
             drawn = draw(config, jax.random.fold_in(key, loop.step), allowed_logits(loop.logits, allowed))
             alive = ~loop.finished
             tokens = jnp.where(alive, drawn.tokens, pad_id).astype(jnp.int32)
@@ -120,8 +150,24 @@ def make_sampler(
             if r.experts is not None:
                 r = r.replace(experts=lax.dynamic_update_slice_in_dim(r.experts, chosen[:, :, :, None], loop.step, 3))
             finished = loop.finished | stopped | full
-            return _Loop(loop.step + 1, constrain(logits, *ROWS, None), finished, cache, r)
+            return Decoding(loop.step + 1, constrain(logits, *ROWS, None), finished, cache, r)
 
-        return lax.while_loop(lambda loop: ~loop.finished.all(), body, loop).rollout
+        def unfinished(loop: Decoding) -> Bool[Array, ""]:
+            more = ~loop.finished.all()
+            return more if until is None else more & (loop.step < until)
 
-    return sample
+        return lax.while_loop(unfinished, body, decoding)
+
+    return begin, advance
+
+
+def empty_rollout(prompts: int, group: int, slots: int, pad_id: int) -> Rollout:
+    """Before the first token."""
+    rows = jnp.zeros((prompts, group, slots), jnp.float32)
+    return Rollout(
+        completions=jnp.full((prompts, group, slots), pad_id, jnp.int32),
+        lengths=jnp.zeros((prompts, group), jnp.int32),
+        truncated=jnp.zeros((prompts, group), bool),
+        logps=rows,
+        log_mass=rows,
+    )

@@ -31,25 +31,41 @@ def kept(logits: Float[Array, "*B V"], top_k: int, top_p: float) -> Bool[Array, 
     return keep
 
 
+def _logp_of(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
 def draw(config: SamplingConfig, key: PRNGKeyArray, logits: Float[Array, "*B V"]) -> Drawn:
     """Draws one token per row from float32 logits in which ids that must not be drawn are -inf.
 
     Greedy (temperature 0) draws from a point mass: its log-probability is 0, and log_mass is that of the token at
     temperature 1.
     """
-
-    def logp_of(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
-        chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
-
     if config.temperature == 0:
         tokens = jnp.argmax(logits, axis=-1)
-        return Drawn(tokens, jnp.zeros(tokens.shape, logits.dtype), logp_of(logits, tokens))
+        return Drawn(tokens, jnp.zeros(tokens.shape, logits.dtype), _logp_of(logits, tokens))
     logits = logits / config.temperature
     if (not config.top_k) and config.top_p == 1:
         tokens = jax.random.categorical(key, logits)
-        return Drawn(tokens, logp_of(logits, tokens), jnp.zeros(tokens.shape, logits.dtype))
+        return Drawn(tokens, _logp_of(logits, tokens), jnp.zeros(tokens.shape, logits.dtype))
     inside = jnp.where(kept(logits, config.top_k, config.top_p), logits, -jnp.inf)
     tokens = jax.random.categorical(key, inside)
     log_mass = jax.nn.logsumexp(inside, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-    return Drawn(tokens, logp_of(inside, tokens), log_mass)
+    return Drawn(tokens, _logp_of(inside, tokens), log_mass)
+
+
+def distribution(
+    config: SamplingConfig, logits: Float[Array, "*B V"]
+) -> tuple[Float[Array, "*B V"], Float[Array, "*B"]]:
+    """What `draw` draws from: (log-probability of every id, -inf outside of what is kept; log_mass)."""
+    if config.temperature == 0:
+        best = jnp.argmax(logits, axis=-1)
+        point = jnp.where(jax.nn.one_hot(best, logits.shape[-1], dtype=bool), 0.0, -jnp.inf)
+        return point, _logp_of(logits, best)
+    logits = logits / config.temperature
+    if (not config.top_k) and config.top_p == 1:
+        return jax.nn.log_softmax(logits, axis=-1), jnp.zeros(logits.shape[:-1], logits.dtype)
+    inside = jnp.where(kept(logits, config.top_k, config.top_p), logits, -jnp.inf)
+    logz = jax.nn.logsumexp(inside, axis=-1)
+    return inside - logz[..., None], logz - jax.nn.logsumexp(logits, axis=-1)
