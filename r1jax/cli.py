@@ -37,7 +37,40 @@ def report(args: Sequence[str]) -> None:
     print(write_report(run_dir))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"r1-zero": r1_zero, "report": report}
+def convert(args: Sequence[str]) -> None:
+    """Write a published checkpoint as r1jax's own folder, or a run or such a folder as a published one."""
+    import tyro
+
+    from r1jax.commands import convert as command
+
+    command.convert(tyro.cli(command.ConvertConfig, prog="r1jax convert", args=args))
+
+
+def generate(args: Sequence[str]) -> None:
+    """Draw completions of prompts from any checkpoint."""
+    import tyro
+
+    from r1jax.commands import generate as command
+
+    command.generate(tyro.cli(command.GenerateConfig, prog="r1jax generate", args=args))
+
+
+def chat(args: Sequence[str]) -> None:
+    """Talk to a model in the terminal, its thinking dimmed."""
+    import tyro
+
+    from r1jax.commands import chat as command
+
+    command.chat(tyro.cli(command.ChatConfig, prog="r1jax chat", args=args))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "r1-zero": r1_zero,
+    "report": report,
+    "convert": convert,
+    "generate": generate,
+    "chat": chat,
+}
 
 
 def usage() -> str:

@@ -17,6 +17,7 @@ class Stage:
         self._console, self._interval = console, interval
         self._start = self._last_line = time.monotonic()
         self._fields: dict[str, object] = {}
+        self._last_done = -1  # what the latest line told
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
@@ -39,7 +40,7 @@ class Stage:
         )
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._last_done = time.monotonic(), self._done
         elapsed = self._last_line - self._start
         rate = (self._done - self._initial) / elapsed if elapsed else 0.0
         left = _clock((self._total - self._done) / rate) if rate else "?"
@@ -62,7 +63,7 @@ def stage(
         try:
             yield progress
         finally:
-            if progress._bar is None:
+            if progress._bar is None and progress._last_done != progress._done:
                 progress._print_line()
 
 

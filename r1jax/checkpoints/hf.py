@@ -7,6 +7,7 @@ is on the host at once.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import math
 import os
@@ -68,13 +69,7 @@ def load(
       ConfigError: a dtype that cannot be held, or a mesh that does not divide the model.
     """
     folder = Path(path)
-    try:
-        name = jnp.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    check_field(name in _DTYPES, "dtype", name, f"must be one of {', '.join(_DTYPES)}")
-    held = jax.dtypes.canonicalize_dtype(name).name
-    check_field(held == name, "dtype", name, "needs jax_enable_x64, without which JAX holds float32")
+    name = checked_dtype(dtype)
     raw = read_json(folder / "config.json")
     config = config_from_hf(raw, str(folder / "config.json"))
     block = fp8_block(raw, str(folder / "config.json"))
@@ -102,6 +97,18 @@ def load(
             loaded.append((at, variable.replace(value)))
             progress.advance()
     return nnx.merge(graph, nnx.from_flat_state(loaded)), config
+
+
+def checked_dtype(dtype: jax.typing.DTypeLike) -> str:
+    """The name of a dtype that parameters can have, or a `ConfigError`."""
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    check_field(name in _DTYPES, "dtype", name, f"must be one of {', '.join(_DTYPES)}")
+    held = jax.dtypes.canonicalize_dtype(name).name
+    check_field(held == name, "dtype", name, "needs jax_enable_x64, without which JAX holds float32")
+    return name
 
 
 def _check_tensors(
@@ -187,9 +194,12 @@ def _read_parameter(
             piece, within = shape[stacked:], bounds[stacked:]
             for at in np.ndindex(local.shape[:stacked]):
                 name = source.names[tuple(start + i for i, (start, _) in zip(at, bounds, strict=False))]
-                local[at] = _read_piece(files, name, source, piece, within, block)
-        # Waited for, so that the host's copy is gone before the next one is made.
+                _read_piece(files, name, source, piece, within, block, local[at])
+        # Waited for, so that the host's copy is gone before the next one is made: jaxlib lets go of what it has copied
+        # only when Python collects garbage.
         arrays += [jax.block_until_ready(jax.device_put(local, device)) for device in holders]
+        del local
+        gc.collect(0)
     return jax.make_array_from_single_device_arrays(shape, place, arrays)
 
 
@@ -200,11 +210,12 @@ def _read_piece(
     piece: tuple[int, ...],
     bounds: tuple[tuple[int, int], ...],
     block: tuple[int, int] | None,
-) -> np.ndarray:
-    """Part `bounds` of one layer's (and expert's) parameter of shape `piece`, in the decoder's layout."""
-    local = [stop - start for start, stop in bounds]
+    out: np.ndarray,
+) -> None:
+    """Fills `out` with part `bounds` of one layer's (and expert's) parameter of shape `piece`."""
     if source.table:
-        return files.read(name, tuple(slice(*b) for b in bounds))
+        out[...] = files.read(name, tuple(slice(*b) for b in bounds))
+        return
     inputs = _flat(piece[: source.inputs], bounds[: source.inputs])
     outputs = _flat(piece[source.inputs :], bounds[source.inputs :])
     index = (outputs, inputs) if source.inputs else (outputs,)
@@ -212,7 +223,9 @@ def _read_piece(
     if tensor.dtype == fp8.DTYPE:
         first = (outputs.start, inputs.start)
         tensor = fp8.dequantise(tensor, files.read(name + fp8.SUFFIX), block, first)
-    return tensor.T.reshape(local)
+    out = out.reshape(tensor.shape[::-1])
+    for i in range(0, len(tensor), 256):  # in bands that the caches hold, or large matrices take twice as long
+        out[..., i : i + 256] = tensor[i : i + 256].T
 
 
 def _flat(shape: tuple[int, ...], bounds: tuple[tuple[int, int], ...]) -> slice:
@@ -371,11 +384,11 @@ def save(
     def arrays() -> Iterator[np.ndarray]:
         with stage(f"writing {folder.name}", len(exports), console=console) as progress:
             for e in exports:
+                progress.advance()  # here, because nobody asks for more after the last
                 if e.name in quantised:
                     yield from fp8.quantise(e.read())
                 else:
                     yield e.read()
-                progress.advance()
 
     if not writer:  # takes part in gathering each tensor, and drops it
         for _ in arrays():

@@ -89,12 +89,15 @@ class RunCheckpoints:
             for old in self.steps()[: -self.keep]:
                 _delete(self._folder(old))
 
-    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[int, PyTree, dict]:
+    def restore(
+        self, abstract_state: PyTree, step: int | None = None, partial: bool = False
+    ) -> tuple[int, PyTree, dict]:
         """Reads the checkpoint of `step` (default: the newest) straight into its shards.
 
         `abstract_state` is a pytree of `jax.ShapeDtypeStruct` with shardings, which may differ from those of the run
-        that saved. Returns (step, state, meta). Raises `CheckpointError` if there is no such checkpoint, if a file was
-        removed or changed, or if a leaf has another shape or dtype.
+        that saved; with `partial` it may lack leaves that were saved, which are not read. Returns (step, state, meta).
+        Raises `CheckpointError` if there is no such checkpoint, if a file was removed or changed, or if a leaf has
+        another shape or dtype.
         """
         complete = self.steps()
         if not complete:
@@ -106,11 +109,13 @@ class RunCheckpoints:
         leaves = _named_leaves(abstract_state)
         with _damage_named(folder, older=max((s for s in complete if s < step), default=None)):
             record = _read_record(folder)
-            _check_signature(folder, saved=record["leaves"], wanted=_signature(leaves))
+            saved = {n: s for n, s in record["leaves"].items() if n in leaves} if partial else record["leaves"]
+            _check_signature(folder, saved=saved, wanted=_signature(leaves))
             _check_files(folder / "state", record["files"], self.verify)
             restore_args = ocp.checkpoint_utils.construct_restore_args(leaves)
             arrays = self._orbax.restore(
-                folder / "state", args=ocp.args.PyTreeRestore(item=leaves, restore_args=restore_args)
+                folder / "state",
+                args=ocp.args.PyTreeRestore(item=leaves, restore_args=restore_args, partial_restore=partial),
             )
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in leaves])
         return step, state, record["meta"]

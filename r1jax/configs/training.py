@@ -1,4 +1,4 @@
-"""Settings of optimisation, sampling and GRPO. Names are TRL's where TRL has one."""
+"""Settings of the mesh, optimisation, sampling and GRPO. Names are TRL's where TRL has one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import dataclasses
 from typing import Literal
 
 from r1jax.errors import check_field
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices on each axis of the mesh; one may be -1: all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+    context: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

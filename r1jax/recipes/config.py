@@ -11,21 +11,9 @@ from typing import Any
 
 from r1jax.configs.model import ModelConfig
 from r1jax.configs.presets import model_preset
-from r1jax.configs.training import GRPOConfig, OptimizerConfig, PretrainLossConfig, SamplingConfig
+from r1jax.configs.training import GRPOConfig, MeshConfig, OptimizerConfig, PretrainLossConfig, SamplingConfig
 from r1jax.data.corpus import CorpusConfig
 from r1jax.errors import ConfigError, check_field
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices on each axis of the mesh; one may be -1: all that are left."""
-
-    data: int = -1
-    fsdp: int = 1
-    expert: int = 1
-    tensor: int = 1
-    context: int = 1
-
 
 # The miniature's settings, which are the defaults: those of DeepSeek's classes are for a model of its size.
 _BASE_OPTIMIZER = OptimizerConfig(

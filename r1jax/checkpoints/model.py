@@ -1,0 +1,120 @@
+"""One model from whatever folder holds it: a published checkpoint, r1jax's own, or a run's newest policy.
+
+    <folder>/model.json      the `ModelConfig`
+    <folder>/weights/        the parameters (`RunCheckpoints`), restored straight into any mesh's shards
+    <folder>/tokenizer.*     and whatever else came with the source
+
+is r1jax's own: no names to map, no transposes, saved and read by every host at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from r1jax import sharding
+from r1jax.checkpoints import hf
+from r1jax.checkpoints.hf_config import read_json
+from r1jax.checkpoints.run import RunCheckpoints
+from r1jax.configs.model import ModelConfig, RopeScaling
+from r1jax.errors import CheckpointError, ConfigError
+from r1jax.models.decoder import Decoder
+
+DESCRIPTION = "model.json"
+
+
+class Opened(NamedTuple):
+    """A model, and the folder that its tokenizer lies in."""
+
+    model: Decoder
+    config: ModelConfig
+    assets: Path
+
+
+def open_model(
+    path: str | os.PathLike,
+    dtype: jax.typing.DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    show_progress: bool = False,
+    **changes: object,
+) -> Opened:
+    """The model in `path`, laid out over `mesh` as the learner has it (None: on one device).
+
+    Args:
+      path: a published checkpoint (config.json, *.safetensors), a folder of `save_model`, or the folder of a run, whose
+        newest reinforcement learning checkpoint is taken, or else its base model.
+      dtype: of parameters and activations; None: float32 for a published checkpoint, and otherwise as it was saved.
+      changes: fields of `ModelConfig` that do not change the function, such as remat=True.
+
+    Raises:
+      CheckpointError: nothing that can be read lies there.
+    """
+    folder = Path(path)
+    if (folder / DESCRIPTION).exists():
+        config = config_from_json(read_json(folder / DESCRIPTION), folder / DESCRIPTION)
+        weights, assets = folder / "weights", folder
+    elif (folder / "config.json").exists() and "grpo" in (run := read_json(folder / "config.json")):
+        config = config_from_json(run.get("model"), folder / "config.json")
+        weights, assets = folder / "checkpoints" / "rl", folder / "world"
+        if RunCheckpoints(weights).latest_step() is None:
+            weights = folder / "checkpoints" / "base"
+    elif (folder / "config.json").exists():
+        model, config = hf.load(folder, dtype or jnp.float32, mesh, show_progress=show_progress, **changes)
+        return Opened(model, config, folder)
+    else:
+        raise CheckpointError(
+            f"{folder} holds no model (no config.json, no {DESCRIPTION}): point at a published checkpoint, a converted "
+            f"one, or a run's folder"
+        )
+    return Opened(*_restore(weights, config.replace(**changes), dtype, mesh), assets)
+
+
+def save_model(path: str | os.PathLike, model: Decoder, config: ModelConfig, assets: str | os.PathLike | None) -> None:
+    """Writes r1jax's own folder, which must not hold a model yet; `assets` is a folder whose tokenizer comes along."""
+    folder = Path(path)
+    if (folder / DESCRIPTION).exists() or RunCheckpoints(folder / "weights").latest_step() is not None:
+        raise CheckpointError(f"{folder} already holds a model: choose another folder, or remove it first")
+    _, params, buffers = nnx.split(model, nnx.Param, ...)
+    RunCheckpoints(folder / "weights").save(0, {"params": params, "buffers": buffers}, {})
+    if jax.process_index() == 0:
+        if assets is not None:
+            hf.copy_assets(assets, folder)
+        partial = folder / f"{DESCRIPTION}.partial"
+        partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        os.replace(partial, folder / DESCRIPTION)  # last: by it the folder is known as a model
+
+
+def config_from_json(values: object, where: Path) -> ModelConfig:
+    """A `ModelConfig` from its fields, as `dataclasses.asdict` gives them."""
+    try:
+        values = dict(values)
+        scaling = values.pop("rope_scaling", None)
+        return ModelConfig(**values, rope_scaling=scaling and RopeScaling(**scaling))
+    except (TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{where} does not describe a model of this version of r1jax ({error})") from None
+
+
+def _restore(
+    weights: Path, config: ModelConfig, dtype: jax.typing.DTypeLike | None, mesh: jax.sharding.Mesh | None
+) -> tuple[Decoder, ModelConfig]:
+    mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
+    places = sharding.state_shardings(state, sharding.Layout(mesh, "learn"))
+    abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), state, places)
+    params, buffers = nnx.split_state(abstract, nnx.Param, ...)
+    _, saved, _ = RunCheckpoints(weights).restore({"params": params, "buffers": buffers}, partial=True)
+    params = saved["params"]
+    if dtype is not None:
+        name = hf.checked_dtype(dtype)
+        params = jax.tree.map(lambda a: a.astype(name), params)
+        config = config.replace(dtype=name, param_dtype=name)
+        graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
+    return nnx.merge(graph, params, saved["buffers"]), config

@@ -1,0 +1,252 @@
+"""`r1jax generate`: completions of prompts from any checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from r1jax.configs.training import MeshConfig, SamplingConfig
+from r1jax.errors import ConfigError, DataError, check_field
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """Draws completions of one prompt, or of a file of them."""
+
+    checkpoint: Path
+    """A published checkpoint, a converted one, or the folder of a run."""
+    prompts: Path | None = None
+    """A jsonl file: each line has a "prompt", "messages" for the chat template, or "tokens"; other fields are kept."""
+    prompt: str | None = None
+    """One prompt, instead of a file."""
+    out: Path | None = None
+    """A jsonl file with one line a prompt, in their order; unless given, completions are printed."""
+    n: int = 1
+    """Completions of each prompt."""
+    temperature: float = 0.6
+    """0 is greedy."""
+    top_p: float = 0.95
+    top_k: int = 0
+    """0 keeps all."""
+    max_tokens: int = 512
+    """Of a completion, the stop token included."""
+    seed: int = 0
+    batch_size: int = 16
+    """Prompts at a time."""
+    chat: bool = False
+    """Put each "prompt" into the chat template, as a user's message."""
+    think: bool = False
+    """Make chat prompts end with <think>, as DeepSeek asks for R1."""
+    speculative: bool = False
+    """Draft with the prediction module: the same distribution in fewer passes."""
+    logps: bool = False
+    """Also write each token's log-probability under the distribution that it was drawn from."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        given = (self.prompts is not None) + (self.prompt is not None)
+        check_field(given == 1, "prompts", self.prompts, "give either --prompts or --prompt")
+        check_field(self.n >= 1, "n", self.n, "must be at least 1")
+        check_field(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
+        check_field(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
+        check_field(self.seed >= 0, "seed", self.seed, "must not be negative")
+        self.sampling  # noqa: B018 - checks temperature, top_p and top_k
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, self.top_p, self.top_k, self.n, self.max_tokens)
+
+
+def generate(config: GenerateConfig) -> None:
+    """Runs the command. An interrupted one goes on where it was: finished prompts are in `<out>.partial`."""
+    from r1jax import sharding
+    from r1jax.checkpoints.model import open_model
+    from r1jax.data.hf_tokenizer import load_tokenizer
+    from r1jax.data.tokenizer import check_fits
+    from r1jax.progress import stage
+    from r1jax.sampling.generator import Generator
+
+    console = Console()
+    rows = [{"prompt": config.prompt}] if config.prompts is None else read_rows(config.prompts)
+    if config.out is not None and config.out.exists():
+        raise ConfigError(f"--out {config.out} is already there: choose another file, or remove it")
+    if config.out is not None and not config.out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {config.out}: the folder {config.out.parent} is not there; make it first")
+    mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
+    model, shape, assets = open_model(config.checkpoint, config.dtype, mesh, show_progress=True)
+    tokenizer = load_tokenizer(assets)
+    check_fits(tokenizer, shape.vocab_size, assets)
+    prompts = encode_rows(rows, tokenizer, assets, config)
+    devices = sharding.Layout(mesh, "sample").size("prompt")
+    batch_size = min(config.batch_size, -(-len(rows) // devices) * devices)
+    generator = Generator(
+        model, shape, tokenizer, config.sampling,
+        mesh=mesh, batch_size=batch_size, speculative=config.speculative, seed=config.seed,
+    )  # fmt: skip
+    for i, prompt in enumerate(prompts):
+        generator.check(prompt, f"{config.prompts or '--prompt'} row {i + 1}")
+
+    results = Results(config, rows, batch_size)
+    start, before, ended = time.monotonic(), len(results.done), 0
+    with stage("generating", len(rows), before, console=console if config.out else Console(stderr=True)) as progress:
+        for batch in generator(prompts, frozenset(results.done)):
+            for i, drawn in batch:
+                results.add(i, [tokenizer.decode(c.tokens) for c in drawn], drawn)
+                ended += sum(c.finish_reason == "stop" for c in drawn)
+            seconds = time.monotonic() - start
+            rate = generator.statistics.tokens / seconds
+            progress.advance(len(batch), **{"tokens/s": rate})
+    results.finish(console)
+    if config.out is not None:
+        _summarise(console, generator.statistics, (len(rows) - before) * config.n, ended, time.monotonic() - start)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a jsonl file of prompts. Raises `DataError` naming file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--prompts {path} cannot be read ({error}): give a jsonl file") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path} line {number} is no JSON ({error}): mend or remove it") from None
+        kinds = {"prompt": str, "messages": list, "tokens": list}
+        found = [k for k in kinds if isinstance(row, dict) and k in row]
+        if len(found) != 1 or not isinstance(row[found[0]], kinds[found[0]]):
+            raise DataError(
+                f'{path} line {number}: must be an object with one of "prompt" (text), "messages" (a list of role and '
+                f'content) or "tokens" (a list of ids)'
+            )
+        rows.append(row)
+    if not rows:
+        raise DataError(f"--prompts {path} has no rows: give at least one prompt")
+    return rows
+
+
+def encode_rows(
+    rows: Sequence[dict[str, Any]], tokenizer: Any, assets: Path, config: GenerateConfig
+) -> list[list[int]]:
+    """Token ids of each row's prompt."""
+    from r1jax.data.chat import ChatTemplate
+
+    template = None
+    if config.chat or config.think or any("messages" in row for row in rows):
+        template = ChatTemplate.from_folder(assets)
+    out = []
+    for row in rows:
+        if "tokens" in row:
+            ids = row["tokens"]
+            if not all(isinstance(i, int) and 0 <= i < tokenizer.vocab_size for i in ids):
+                raise DataError(f"tokens={str(ids)[:60]}: each must be an id below {tokenizer.vocab_size}")
+            out.append(list(ids))
+            continue
+        messages = row.get("messages")
+        if messages is None and (config.chat or config.think):
+            messages = [{"role": "user", "content": row["prompt"]}]
+        text = row["prompt"] if messages is None else template.render(messages, think=config.think)
+        out.append(with_bos(tokenizer.encode(text), tokenizer.bos_id))
+    return out
+
+
+def with_bos(ids: list[int], bos_id: int | None) -> list[int]:
+    """Every prompt begins with bos where the tokenizer has one; many chat templates have written it already."""
+    return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
+
+
+class Results:
+    """The rows of the output: appended to `<out>.partial` as they come, and put in order and in place at the end."""
+
+    def __init__(self, config: GenerateConfig, rows: Sequence[dict[str, Any]], batch_size: int):
+        self.config, self.rows = config, rows
+        self.done: dict[int, dict[str, Any]] = {}
+        self._file = None
+        if config.out is None:
+            return
+        settings = {k: str(v) for k, v in dataclasses.asdict(config).items() if k not in ("out", "prompts", "prompt")}
+        settings |= {"batch_size": batch_size, "rows": hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()}
+        self._partial = config.out.with_name(f"{config.out.name}.partial")
+        if self._partial.exists():
+            self._take_up(settings)
+        with self._partial.open("w") as file:  # without the line that a kill may have cut short
+            for value in ({"settings": settings}, *({"row": i} | row for i, row in self.done.items())):
+                file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        self._file = self._partial.open("a")
+
+    def _take_up(self, settings: dict[str, Any]) -> None:
+        for number, line in enumerate(self._partial.read_text().splitlines()):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                break
+            if number == 0 and value.get("settings") != settings:
+                raise ConfigError(
+                    f"{self._partial} was begun with other prompts or settings: use those again, or remove it"
+                )
+            if number:
+                self.done[value.pop("row")] = value
+
+    def add(self, i: int, texts: list[str], drawn: Sequence[Any]) -> None:
+        result = {
+            "completions": texts,
+            "tokens": [c.tokens for c in drawn],
+            "finish_reasons": [c.finish_reason for c in drawn],
+        }
+        if self.config.logps:
+            result["logps"] = [c.logps for c in drawn]
+        self.done[i] = result
+        if self._file is not None:
+            self._file.write(json.dumps({"row": i} | result, ensure_ascii=False) + "\n")
+            self._file.flush()
+
+    def finish(self, console: Console) -> None:
+        if self._file is None:
+            for i in sorted(self.done):
+                for text in self.done[i]["completions"]:
+                    console.print(escape(text), highlight=False, soft_wrap=True)
+                    if len(self.rows) * self.config.n > 1:
+                        console.rule()
+            return
+        self._file.close()
+        ordered = self._partial.with_name(f"{self.config.out.name}.ordered")
+        with ordered.open("w", encoding="utf-8") as file:
+            for i, row in enumerate(self.rows):
+                # The prompt's own ids would be hidden by the completions'.
+                kept = {("prompt_tokens" if k == "tokens" else k): v for k, v in row.items()}
+                file.write(json.dumps(kept | self.done[i], ensure_ascii=False) + "\n")
+        os.replace(ordered, self.config.out)
+        self._partial.unlink()
+        console.print(f"written: {self.config.out}", soft_wrap=True, highlight=False)
+
+
+def _summarise(console: Console, statistics: Any, completions: int, ended: int, seconds: float) -> None:
+    table = Table()
+    cells = {
+        "completions": f"{completions}",
+        "tokens": f"{statistics.tokens}",
+        "mean length": f"{statistics.tokens / max(completions, 1):.1f}",
+        "stopped": f"{ended / max(completions, 1):.0%}",
+        "tokens/s": f"{statistics.tokens / seconds:.1f}",
+    }
+    if statistics.passes != statistics.tokens:
+        cells["tokens/pass"] = f"{statistics.tokens / max(statistics.passes, 1):.2f}"
+        cells["accepted"] = f"{statistics.accepted / max(statistics.passes, 1):.0%}"
+    for name in cells:
+        table.add_column(name, justify="right")
+    table.add_row(*cells.values())
+    console.print(table)
