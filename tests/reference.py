@@ -107,7 +107,8 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, segments: 
 
 def mla(x: np.ndarray, p: dict, c: ModelConfig, positions: np.ndarray, segments: np.ndarray) -> np.ndarray:
     """Plain form: keys and values of every head are formed from the latent. One sequence [T, D]."""
-    nope, rank, eps = c.qk_nope_head_dim, c.kv_lora_rank, c.rms_norm_eps
+    nope, rank = c.qk_nope_head_dim, c.kv_lora_rank
+    eps = 1e-6  # of the latent norms, whatever the configuration says: inference/model.py leaves them the default
     if c.q_lora_rank is None:
         q = np.einsum("td,dhk->thk", x, p["q_proj"])
     else:

@@ -18,6 +18,10 @@ _HEAD, _TAIL = R1_ZERO_TEMPLATE.split(" {prompt}")
 R1_ZERO_SYMBOLS = (_HEAD, _TAIL, THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 
 
+# The same for `r1jax chat`: each question stands alone, as in training.
+R1_ZERO_CHAT_TEMPLATE = f"{_HEAD} {{{{ messages[-1]['content'] }}}}{_TAIL}"
+
+
 def render_r1_zero(question: str) -> str:
     """The paper's prompt for a question; the completion follows directly, opening with `<think>`."""
     return f"{_HEAD} {question}{_TAIL}"

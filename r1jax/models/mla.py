@@ -13,6 +13,10 @@ from r1jax.models.rope import rotate, softmax_scale
 from r1jax.sharding import constrain
 
 
+# DeepSeek's own code, and transformers after it, give these norms the default and not the configured epsilon.
+LATENT_NORM_EPS = 1e-6
+
+
 class MLA(nnx.Module):
     """Keys and values are read from one latent vector per token, rotary position from one key shared by all heads.
 
@@ -30,12 +34,12 @@ class MLA(nnx.Module):
         if self.q_lora:
             r = config.q_lora_rank
             self.q_a_proj = parameter(rngs, config, (d, r), ("embed", None), d)
-            self.q_a_norm = RMSNorm(r, config.rms_norm_eps, config.param_dtype)
+            self.q_a_norm = RMSNorm(r, LATENT_NORM_EPS, config.param_dtype)
             self.q_b_proj = parameter(rngs, config, (r, h, qk), ("lora", "heads", None), r)
         else:
             self.q_proj = parameter(rngs, config, (d, h, qk), ("embed", "heads", None), d)
         self.kv_a_proj = parameter(rngs, config, (d, self.rank + self.rope), ("embed", None), d)
-        self.kv_a_norm = RMSNorm(self.rank, config.rms_norm_eps, config.param_dtype)
+        self.kv_a_norm = RMSNorm(self.rank, LATENT_NORM_EPS, config.param_dtype)
         kv_b = (self.rank, h, self.nope + config.v_head_dim)
         self.kv_b_proj = parameter(rngs, config, kv_b, ("lora", "heads", None), self.rank)
         o = (h, config.v_head_dim, d)

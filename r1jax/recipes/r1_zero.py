@@ -16,6 +16,7 @@ from r1jax.checkpoints.run import RunCheckpoints
 from r1jax.data.corpus import corpus_tokenizer
 from r1jax.data.iterators import PretrainBatches, PromptBatch, PromptBatches, encode_prompts
 from r1jax.data.problem_source import load_problems
+from r1jax.data.templates import R1_ZERO_CHAT_TEMPLATE
 from r1jax.errors import CheckpointError, ConfigError, check_field
 from r1jax.evaluation.evaluate import Scorer, evaluate
 from r1jax.evaluation.report import write_report
@@ -54,6 +55,7 @@ def run(config: R1ZeroConfig) -> Path:
 
     tokenizer = corpus_tokenizer(config.base.corpus, run_dir / "world" / "tokenizer.model", config.model.vocab_size)
     train, test = (load_problems(run_dir / "world", split) for split in ("train", "test"))
+    (run_dir / "world" / "chat_template.jinja").write_text(R1_ZERO_CHAT_TEMPLATE)  # goes along when it is exported
     for problems in (train, test):  # prompts that do not fit must not wait for the base model either
         encode_prompts([problems[i] for i in range(min(1000, len(problems)))], tokenizer, config.max_prompt_length)
     done = {"pretrain": base_step} if base_step is not None else {}
