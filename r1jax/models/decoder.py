@@ -35,9 +35,9 @@ class Block(nnx.Module):
         self.mlp = MoE(config, rngs) if moe else MLP(config, config.intermediate_size, rngs)
         self.moe = moe
 
-    def _feed_forward(self, x, names, mask=None, experts=None) -> tuple[Array, Routing | None]:
+    def _feed_forward(self, x, names, mask=None, experts=None, decoding=False) -> tuple[Array, Routing | None]:
         h = self.post_attention_norm(x)
-        y, routing = self.mlp(h, names, mask, experts) if self.moe else (self.mlp(h, names), None)
+        y, routing = self.mlp(h, names, mask, experts, decoding) if self.moe else (self.mlp(h, names), None)
         return constrain(x + y, *names, None), routing
 
     def __call__(self, x, cos, sin, segment_ids, mask, experts, names=TOKENS):
@@ -49,7 +49,7 @@ class Block(nnx.Module):
     def decode(self, x, cos, sin, prompt, prompt_mask, completion, step):
         """Q tokens per row side by side [P, G Q, D] -> (x, their cache entries [P, G, Q, *E], routing)."""
         y, entry = self.attention.decode(self.input_norm(x), cos, sin, prompt, prompt_mask, completion, step)
-        x, routing = self._feed_forward(constrain(x + y, *ROWS, None), ROWS)
+        x, routing = self._feed_forward(constrain(x + y, *ROWS, None), ROWS, decoding=True)
         return x, entry, routing
 
 

@@ -141,14 +141,17 @@ def expert_mlps(
     backend: str,
 ) -> Float[Array, "N D"]:
     """sum_k weights[:, k] * MLP_experts[:, k](x) over the experts given; others (out of range) contribute nothing."""
-    num_experts = gate.shape[0]
+    num_experts = gate.shape[0]  # of those here
     if num_experts < experts.shape[1]:  # a token's experts are distinct: nothing is gathered for those not here
         first = jnp.argsort((experts < 0) | (experts >= num_experts), axis=1)[:, :num_experts]
         experts, weights = (jnp.take_along_axis(a, first, axis=1) for a in (experts, weights))
+    gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
     tile = 1 if backend == "ragged" else choose_tile(experts.size, num_experts)
+    slots_of = lambda rows: (-(-rows // tile) + num_experts) * tile  # noqa: E731
+    if backend == "few" and x.shape[0] * num_experts <= 2 * slots_of(experts.size):
+        return every_expert(x, experts, weights, gate, up, down)
     slots = assign_slots(experts, num_experts, tile)
     rows = dispatch(x, slots.source, slots.dest)
-    gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
     if backend == "ragged":
         product = functools.partial(lax.ragged_dot, group_sizes=slots.group_sizes, precision=precision(x.dtype))
         y = product(jax.nn.silu(product(rows, gate)) * product(rows, up), down)
@@ -159,6 +162,27 @@ def expert_mlps(
         hidden = jax.nn.silu(tiled_matmul(tiles, gate, owner)) * tiled_matmul(tiles, up, owner)
         y = tiled_matmul(hidden, down, owner).reshape(rows.shape)
     return combine(y, weights, slots.source, slots.dest).astype(x.dtype)
+
+
+def every_expert(
+    x: Float[Array, "N D"],
+    experts: Int[Array, "N k"],
+    weights: Float[Array, "N k"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+) -> Float[Array, "N D"]:
+    """`expert_mlps` as one product of every token with every expert: for few tokens cheaper than copying the weights
+    of each tile, and as dropless."""
+    chosen = (experts[..., None] == jnp.arange(gate.shape[0])).astype(weights.dtype)  # [N, k, E]
+    share = jnp.einsum("nke,nk->en", chosen, weights)[..., None]
+    prec = precision(x.dtype)
+    product = lambda x, w: jnp.einsum("eni,eio->eno", x, w, precision=prec)  # noqa: E731
+    copies = jnp.broadcast_to(x, (gate.shape[0], *x.shape))  # one product over all experts would transpose the weights
+    hidden = jax.nn.silu(product(copies, gate)) * product(copies, up)
+    # By `where`: 0 times what overflows in an expert that was not chosen would be NaN.
+    hidden = jnp.where(share != 0, hidden.astype(share.dtype) * share, 0).astype(x.dtype)
+    return jnp.einsum("eni,eio->no", hidden, down, precision=prec)
 
 
 def routed_experts(

@@ -12,7 +12,6 @@ from r1jax.models.layers import RMSNorm, matmul, parameter, precision
 from r1jax.models.rope import rotate, softmax_scale
 from r1jax.sharding import constrain
 
-
 # DeepSeek's own code, and transformers after it, give these norms the default and not the configured epsilon.
 LATENT_NORM_EPS = 1e-6
 
@@ -101,11 +100,10 @@ class MLA(nnx.Module):
         def score(entries, segment):
             return jnp.einsum(f"pgqhe,{letters[segment]}->pgqhs", q, entries, precision=prec)
 
-        def read(weights, entries, segment):
-            latent = entries[..., : self.rank]
-            return jnp.einsum(f"pgqhs,{letters[segment]}->pgqhe", weights, latent, precision=prec)
+        def read(weights, entries, segment):  # keys and all: cutting the latents out would copy the cache
+            return jnp.einsum(f"pgqhs,{letters[segment]}->pgqhe", weights, entries, precision=prec)
 
         latent = decode_attention(score, read, prompt, prompt_mask, completion, entries, step, self.scale)
-        latent = latent.reshape(*x.shape[:2], *latent.shape[3:])
+        latent = latent[..., : self.rank].reshape(*x.shape[:2], *latent.shape[3:-1], self.rank)
         out = jnp.einsum("pghr,rhv->pghv", latent, kv_b[..., self.nope :], precision=prec)
         return matmul(out, self.o_proj[...].astype(x.dtype), 2), entries

@@ -83,7 +83,8 @@ class MoE(nnx.Module):
         self.up_proj = parameter(rngs, config, (e, d, f), ("expert", "embed", "moe_mlp"), d)
         self.down_proj = parameter(rngs, config, (e, f, d), ("expert", "moe_mlp", "embed"), f)
         self.shared = MLP(config, f * config.n_shared_experts, rngs) if config.n_shared_experts else None
-        self.backend, self.chunk = config.moe_backend, config.moe_chunk
+        here = "tiled" if jax.default_backend() == "cpu" else "ragged"
+        self.backend, self.chunk = here if config.moe_backend == "auto" else config.moe_backend, config.moe_chunk
 
     def __call__(
         self,
@@ -91,10 +92,13 @@ class MoE(nnx.Module):
         names: tuple[str, str],
         mask: Bool[Array, "A B"] | None = None,
         experts: Int[Array, "A B k"] | None = None,
+        decoding: bool = False,
     ) -> tuple[Float[Array, "A B D"], Routing]:
+        """`decoding` says that these are few tokens, one of each row."""
         weights, routing = self.router(x, mask, experts)
         matrices = (self.gate_proj[...], self.up_proj[...], self.down_proj[...])
-        y = routed_experts(x, routing.experts, weights, *matrices, names, self.backend, self.chunk)
+        backend = "few" if decoding and self.backend == "tiled" else self.backend
+        y = routed_experts(x, routing.experts, weights, *matrices, names, backend, self.chunk)
         if self.shared is not None:
             y = y + self.shared(x, names)
         return y, routing
