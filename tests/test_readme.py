@@ -3,14 +3,30 @@
 import pathlib
 import re
 
+from helpers import random_model, random_tokens, tiny_config
+
+from r1jax.checkpoints import hf
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+RELEASED, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_released_models_example_runs(tmp_path):
+    model = random_model(tiny_config())
+    hf.save(tmp_path / "in", model, tiny_config())
+    names = {"tokens": random_tokens((8, 6))}
+    code = RELEASED.replace('"DIR"', repr(str(tmp_path / "in"))).replace('"OUT"', repr(str(tmp_path / "out")))
+    exec(compile(code.replace('"fsdp": -1', '"fsdp": 4, "data": -1'), "README.md", "exec"), names)
+    assert names["logits"].shape == (8, 6, 64) and names["logits"].dtype == "float32"
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
+
+
 def test_the_python_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(PARTS, "README.md", "exec"), names)
     assert int(names["state"].step) == 1
     assert names["metrics"]["grad_norm"] > 0
 

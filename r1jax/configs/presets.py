@@ -11,8 +11,10 @@ def _qwen2(hidden: int, layers: int, inter: int, heads: int, kv_heads: int, tie:
     return ModelConfig(
         vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers, first_k_dense_replace=layers,
         intermediate_size=inter, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=hidden // heads,
-        attention="gqa", attention_bias=True, tie_word_embeddings=tie, rope_theta=1_000_000.0 if hidden > 3584 else
-        10_000.0, max_position_embeddings=131_072, initializer_range=0.02, **_BF16,
+        attention="gqa", attention_bias=True, tie_word_embeddings=tie, max_position_embeddings=131_072,
+        # The paper distils into Qwen2.5-Math at 1.5B and 7B, whose rope and epsilon differ from those of 14B and 32B.
+        rope_theta=1_000_000.0 if hidden > 3584 else 10_000.0, rms_norm_eps=1e-5 if hidden > 3584 else 1e-6,
+        initializer_range=0.02, **_BF16,
     )  # fmt: skip
 
 
