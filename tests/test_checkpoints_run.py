@@ -206,12 +206,15 @@ class Killed(BaseException):
     """Stands for SIGKILL: no handler of the code under test may run."""
 
 
-@pytest.mark.parametrize("moment", ["writing the record", "hashing", "deleting the older checkpoint"])
+@pytest.mark.parametrize(
+    "moment", ["writing the record", "moving it into place", "hashing", "deleting the older checkpoint"]
+)
 def test_killed_at_a_chosen_moment(tmp_path, monkeypatch, moment):
     checkpoints = RunCheckpoints(tmp_path, keep=1)
     checkpoints.save(1, make_state(1), {})
     owner, function = {
         "writing the record": (run_module, "_write_record"),
+        "moving it into place": (type(checkpoints.directory), "replace"),
         "hashing": (run_module, "_describe_files"),
         "deleting the older checkpoint": (type(checkpoints.directory), "rmtree"),
     }[moment]

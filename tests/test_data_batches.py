@@ -90,20 +90,20 @@ def test_prompt_batches_are_right_padded_and_carry_columns(tokenizer):
 
 def test_every_epoch_is_a_new_permutation(tokenizer):
     problems = generate(0, 10, "train")
-    batches = PromptBatches(problems, tokenizer, batch_size=4, max_prompt_len=32, seed=0)
+    batches = PromptBatches(problems, tokenizer, batch_size=4, max_prompt_length=32, seed=0)
     stream = [question for step in range(15) for question in batches[step].columns["question"]]
     epochs = [stream[i : i + 10] for i in range(0, 60, 10)]
     questions = [problem.question for problem in problems]
     assert all(sorted(epoch) == sorted(questions) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [questions, *epochs]}) == 7
-    other = PromptBatches(problems, tokenizer, batch_size=4, max_prompt_len=32, seed=1)
+    other = PromptBatches(problems, tokenizer, batch_size=4, max_prompt_length=32, seed=1)
     assert [question for step in range(15) for question in other[step].columns["question"]] != stream
 
 
 def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer):
     # NeMo-RL #3599, tunix #2288: prompts skipped or repeated after a restart.
     def make():
-        prompts = PromptBatches(generate(0, 37, "train"), tokenizer, batch_size=5, max_prompt_len=32, seed=3)
+        prompts = PromptBatches(generate(0, 37, "train"), tokenizer, batch_size=5, max_prompt_length=32, seed=3)
         return prompts, PretrainBatches(CorpusConfig(), tokenizer, rows=2, length=64, seed=3)
 
     whole = [list(prefetch(batches, 0, 12)) for batches in make()]
@@ -116,12 +116,12 @@ def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer):
 
 
 def test_prompts_that_are_too_long(tokenizer):
-    with pytest.raises(DataError, match=r"makes a prompt of \d+ tokens: raise max_prompt_len=8"):
-        PromptBatches(generate(0, 4, "train"), tokenizer, batch_size=1, max_prompt_len=8, seed=0)[0]
+    with pytest.raises(DataError, match=r"makes a prompt of \d+ tokens: raise max_prompt_length=8"):
+        PromptBatches(generate(0, 4, "train"), tokenizer, batch_size=1, max_prompt_length=8, seed=0)[0]
     with pytest.raises(ConfigError, match=r"len\(problems\)=0"):
-        PromptBatches([], tokenizer, batch_size=1, max_prompt_len=8, seed=0)
+        PromptBatches([], tokenizer, batch_size=1, max_prompt_length=8, seed=0)
     with pytest.raises(DataError, match="step -1"):
-        PromptBatches(generate(0, 4, "train"), tokenizer, batch_size=1, max_prompt_len=32, seed=0)[-1]
+        PromptBatches(generate(0, 4, "train"), tokenizer, batch_size=1, max_prompt_length=32, seed=0)[-1]
 
 
 def test_pretrain_batches_are_full_and_of_one_shape(tokenizer):

@@ -2,11 +2,13 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
+from r1jax.data.iterators import PromptBatch
 from r1jax.evaluation.evaluate import Scorer, evaluate
-from r1jax.recipes.r1_zero import SCORER
+from r1jax.recipes.r1_zero import SCORER, evaluate_held_out
 from r1jax.sampling.sampler import Rollout
 
 TOKENIZER = types.SimpleNamespace(decode=lambda ids: "".join(chr(i) for i in ids if i))  # id 0 is the stop token
@@ -83,3 +85,25 @@ def test_columns_and_prompts_go_with_their_samples():
 
     metrics, _ = scores(scorer=Scorer(correct, SCORER.answer, SCORER.well_formed))
     assert metrics["eval/level_2/pass@1"] == 1 and metrics["eval/level_1/pass@1"] == 0
+
+
+def test_held_out_problems_are_sampled_in_batches_of_one_shape():
+    """Three problems, two at a time: the last batch is filled up, what fills it is not scored, and noise is fresh."""
+    calls, whole = [], rollout_of(TEXTS)
+
+    class Sampler:
+        prompts = 2
+
+        def __call__(self, weights, batch, step, part=0):
+            calls.append((weights, batch.tokens.tolist(), batch.lengths.tolist(), step, part))
+            return jax.tree.map(lambda a: a[batch.tokens[:, 0]], whole), None
+
+    held_out = [
+        PromptBatch(
+            np.arange(3)[rows, None], np.full(3, 9)[rows], list("abc")[rows], {k: v[rows] for k, v in COLUMNS.items()}
+        )
+        for rows in (slice(0, 2), slice(2, 3))
+    ]
+    state, runtime = types.SimpleNamespace(model_state="weights"), types.SimpleNamespace(tokenizer=TOKENIZER)
+    assert evaluate_held_out(Sampler(), state, held_out, runtime, 7) == scores()
+    assert calls == [("weights", [[0], [1]], [9, 9], 7, 0), ("weights", [[2], [2]], [9, 9], 7, 1)]

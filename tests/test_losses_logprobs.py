@@ -51,6 +51,15 @@ def test_values(options, chunk):
     np.testing.assert_allclose(entropy, want_entropy, atol=1e-4)
 
 
+def test_entropy_keeps_its_digits_under_large_logits():
+    """What all logits share changes nothing; the difference logz - sum(p * logit) would be off by several nats."""
+    hidden, head = np.round(HIDDEN * 16) / 16, np.round(HEAD * 16) / 16  # float32 holds these logits + 8192 exactly
+    _, want = reference(hidden, head)
+    hidden = np.concatenate([hidden, np.full((B, T, 1), 8192, np.float32)], axis=-1)
+    _, entropy = next_token_logprobs(hidden, np.concatenate([head, np.ones((1, V), np.float32)]), TOKENS)
+    np.testing.assert_allclose(entropy, want, atol=1e-6)
+
+
 def test_trap_1_temperature_zero_counts_as_one():
     greedy, _ = next_token_logprobs(HIDDEN, HEAD, TOKENS, temperature=0.0)
     np.testing.assert_array_equal(greedy, next_token_logprobs(HIDDEN, HEAD, TOKENS, temperature=1.0)[0])

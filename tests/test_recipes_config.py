@@ -8,6 +8,7 @@ import pytest
 
 from r1jax.cli import main
 from r1jax.errors import CheckpointError, ConfigError
+from r1jax.recipes import r1_zero
 from r1jax.recipes.config import PRESETS, MeshConfig, check_same_run, parse_r1_zero
 from r1jax.recipes.r1_zero import check_layout, open_run, reward_functions
 from r1jax.sharding import make_mesh
@@ -76,6 +77,7 @@ def test_a_run_may_go_further_and_lie_elsewhere(tmp_path):
     earlier = NANO.as_json()
     check_same_run(NANO, earlier)
     check_same_run(dataclasses.replace(NANO, steps=1000, run_dir=tmp_path, keep_checkpoints=5, save_every=3), earlier)
+    check_same_run(dataclasses.replace(NANO, resume=False), earlier)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_a_changed_setting_is_named(change, message):
 
 
 def test_changed_code_is_named_as_well():
-    """A field that the earlier run did not have, or a preset whose shape has changed since."""
+    """A field that only one of the two has, or a preset whose shape has changed since."""
     earlier = NANO.as_json()
     earlier["model"]["hidden_size"] = 64
     with pytest.raises(ConfigError, match=r"model\.hidden_size=128: .* model\.hidden_size=64"):
@@ -101,6 +103,10 @@ def test_changed_code_is_named_as_well():
     earlier = NANO.as_json()
     del earlier["eval"]["k"]
     with pytest.raises(ConfigError, match=r"eval\.k="):
+        check_same_run(NANO, earlier)
+    earlier = NANO.as_json()
+    earlier["eval"]["patience"] = 3
+    with pytest.raises(ConfigError, match=r"eval\.patience=None: .* eval\.patience=3"):
         check_same_run(NANO, earlier)
 
 
@@ -160,7 +166,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         ),
         (
             {"data": 8},
-            dict(grpo=dict(num_prompts=8, num_generations=2, num_microbatches=4)),
+            dict(grpo=dict(num_prompts=8, num_generations=4, num_minibatches=2, num_microbatches=4)),
             r"microbatches=4: must be a multiple of 8",
         ),
         ({"fsdp": 8}, dict(base=dict(rows=12)), r"base\.rows=12: must be a multiple of 8"),
@@ -178,6 +184,25 @@ def test_the_presets_fit_one_device_and_eight():
     for config in PRESETS.values():
         check_layout(config, make_mesh({"data": 1}, jax.devices()[:1]))
         check_layout(config, make_mesh({"data": 2, "expert": 2, "tensor": 2}))
+
+
+def test_a_short_last_batch_of_evaluation_is_no_obstacle():
+    """More problems than are sampled at a time: the last batch is filled up."""
+    check_layout(dataclasses.replace(NANO, eval=dataclasses.replace(NANO.eval, problems=100)), make_mesh({"data": 8}))
+
+
+def test_the_learning_rate_follows_steps_however_a_rollout_is_split(monkeypatch):
+    class Made(Exception):
+        pass
+
+    def make_optimizer(config, total_steps, updates_per_step=1):
+        raise Made(total_steps, updates_per_step)
+
+    monkeypatch.setattr(r1_zero, "make_optimizer", make_optimizer)
+    grpo = dataclasses.replace(NANO.grpo, num_minibatches=2, num_iterations=3)
+    with pytest.raises(Made) as made:
+        r1_zero.reinforce(dataclasses.replace(NANO, grpo=grpo), *[None] * 6)
+    assert made.value.args == (NANO.steps, 6)
 
 
 def test_reward_functions_are_looked_up_before_anything_is_trained():

@@ -12,6 +12,7 @@ import pytest
 
 from r1jax.errors import ConfigError, RewardError
 from r1jax.rewards import RewardPool
+from r1jax.rewards.pool import RewardHandle
 
 
 def by_name(prompts, completions, **columns):
@@ -99,11 +100,12 @@ def test_batches_overlap_and_keep_their_rows(pool):
 
 @pytest.mark.parametrize("word", ["raise", "exit"])
 def test_a_function_that_raises_is_named(pool, word):
+    handle = pool.submit(["p"] * 2, ["a", word], {"level": [0, 1]})
+    assert score(pool, ["a"]).total[0] == 1  # the worker is none the worse; it has been through `level` as well
     with pytest.raises(
         RewardError, match=r"'by_name' raised (ValueError: two lines|SystemExit: 0) at .*\.py:\d+: mend"
     ):
-        score(pool, ["a", word])
-    assert score(pool, ["a"]).total[0] == 1  # the worker is none the worse
+        handle.result()
 
 
 def test_ctrl_c_is_not_the_workers(pool):
@@ -111,9 +113,9 @@ def test_ctrl_c_is_not_the_workers(pool):
 
 
 def test_a_killed_worker_costs_its_rows_and_is_replaced(pool):
-    batch = score(pool, ["a", "b", "die", "d"])
-    np.testing.assert_array_equal(batch.rewards[:, 0], [1, 1, np.nan, np.nan])
-    assert (batch.timeouts, batch.crashes) == (0, 2)
+    batch = score(pool, ["a", "b", "die", "d", "die"])
+    np.testing.assert_array_equal(batch.rewards[:, 0], [1, 1, np.nan, np.nan, np.nan])
+    assert (batch.timeouts, batch.crashes) == (0, 3)
     assert score(pool, ["a"]).total[0] == 1
 
 
@@ -157,9 +159,16 @@ def test_rows_per_task():
         assert score(pool, ["a"] * 5).total.tolist() == [5] * 5
 
 
-def test_zero_weight_observes_only():
-    with RewardPool({"word": by_name, "level": level}, weights={"level": 2.0, "word": 0.0}) as pool:
-        np.testing.assert_array_equal(score(pool, ["none", "b"]).total, [0, 2])
+def test_zero_weight_observes_only_and_a_negative_one_is_a_penalty():
+    functions = {"word": by_name, "level": level, "rows": whole_batch}
+    with RewardPool(functions, weights={"level": 2.0, "rows": -1.5, "word": 0.0}) as pool:
+        np.testing.assert_array_equal(score(pool, ["none", "b"]).total, [-3, -1])
+
+
+def test_scores_that_nobody_ends_are_timeouts():
+    """A thread that is still replacing its worker has not put its tasks down when the batch is due."""
+    batch = RewardHandle(("f",), np.ones(1, np.float32), rows=3, deadline=time.monotonic()).result()
+    assert np.isnan(batch.total).all() and (batch.timeouts, batch.crashes) == (3, 0)
 
 
 def test_functions_that_a_worker_cannot_load():

@@ -161,10 +161,11 @@ def test_recorded_experts_are_the_full_forwards():
     assert (np.sort(batch.experts)[..., 1:] > np.sort(batch.experts)[..., :-1]).all()  # distinct, in padding too
 
 
+@pytest.mark.parametrize("sampling", [NUCLEUS, GREEDY], ids=["nucleus", "greedy"])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_meshes_draw_one_devices_tokens(mesh):
+def test_meshes_draw_one_devices_tokens(mesh, sampling):
     """Noise included: it is a function of the key, not of the mesh."""
-    got, want = rollout(NUCLEUS, mesh), rollout(NUCLEUS)
+    got, want = rollout(sampling, mesh), rollout(sampling)
     np.testing.assert_array_equal(got.completions, want.completions)
     np.testing.assert_array_equal(got.lengths, want.lengths)
     np.testing.assert_array_equal(got.truncated, want.truncated)

@@ -228,6 +228,19 @@ def test_minibatches_cover_every_row_once_at_random():
         assert np.abs(np.sort(a, axis=0) - np.sort(b, axis=0)).max() > 1e-4
 
 
+def test_the_seed_decides_the_minibatches():
+    config, optimizer = dataclasses.replace(GRPO, num_minibatches=4), recorder(4)
+
+    def gradients(seed):
+        program = jax.jit(make_grpo_update(DENSE, graphdef(DENSE), config, optimizer, seed))
+        _, kept = program(start(optimizer=optimizer), batch_of())[0].opt_state
+        return np.asarray(kept["embed"]["weight"].get_value())
+
+    first, again, other = map(gradients, (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(np.sort(first, axis=0) - np.sort(other, axis=0)).max() > 1e-4
+
+
 def test_minibatches_are_optimizer_steps_in_turn(monkeypatch):
     order = np.array([5, 2, 7, 0, 3, 6, 1, 4])
     monkeypatch.setattr(jax.random, "permutation", lambda key, n: jnp.asarray(order))

@@ -1,5 +1,6 @@
 """The pretraining update: losses of packed rows against documents taken one by one, balancing, and learning."""
 
+import dataclasses
 import functools
 
 import jax
@@ -108,6 +109,15 @@ def test_biases_move_against_the_load_of_real_tokens():
     ]
     np.testing.assert_allclose(mtp_bias[1] - mtp_bias[0], 0.02 * np.sign(mtp_load.mean() - mtp_load), atol=1e-6)
     assert moved.dtype == jnp.float32
+
+
+def test_a_prediction_module_without_weight_stays_as_it_is():
+    update = make_pretrain_update(CONFIG, graphdef(CONFIG), dataclasses.replace(LOSS, mtp_loss_weight=0.0), OPTIMIZER)
+    before = state_of()
+    after, metrics = jax.jit(update)(before, batch_of())
+    assert "mtp_loss" not in metrics or not metrics["mtp_loss"]
+    for a, b in zip(*(jax.tree.leaves(nnx.to_pure_dict(s.model_state)["mtp"]) for s in (before, after)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_balancing_evens_the_load_out():

@@ -41,10 +41,9 @@ def next_token_logprobs(
 
     def block(hidden: Float[Array, "B C D"], targets: Int[Array, "B C"]):
         logits = allowed_logits(matmul(hidden.astype(head.dtype), head) / temperature, allowed)
-        logz = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - logz
-        log_p = lax.stop_gradient(logits - logz[..., None])
-        p = jnp.exp(log_p)
+        log_p = jax.nn.log_softmax(logits, axis=-1)  # no digits are lost to what all logits share
+        chosen = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+        p, log_p = jnp.exp(lax.stop_gradient(log_p)), lax.stop_gradient(log_p)
         # 0 log 0 is 0: an id that is not allowed has probability 0 and logit -inf.
         return chosen, -jnp.where(p > 0, p * log_p, 0).sum(axis=-1)
 

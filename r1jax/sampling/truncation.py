@@ -32,8 +32,7 @@ def kept(logits: Float[Array, "*B V"], top_k: int, top_p: float) -> Bool[Array, 
 
 
 def _logp_of(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), tokens[..., None], axis=-1)[..., 0]
 
 
 def draw(config: SamplingConfig, key: PRNGKeyArray, logits: Float[Array, "*B V"]) -> Drawn:

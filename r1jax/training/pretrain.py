@@ -92,6 +92,8 @@ def _rebalance(buffers: nnx.State, load: dict, rate: float) -> nnx.State:
 
     def one(path, bias: RouterBias) -> RouterBias:
         keys = [getattr(k, "key", None) for k in path]
+        if "mtp" in keys and not load["mtp"]:  # its loss has no weight: it did not run
+            return bias
         loads = load["mtp"][keys[keys.index("mtp") + 1]] if "mtp" in keys else load["trunk"]
         return bias.replace(balance_bias(bias.get_value(), loads, rate))
 
