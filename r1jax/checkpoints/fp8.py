@@ -12,6 +12,7 @@ import numpy as np
 DTYPE = np.dtype(ml_dtypes.float8_e4m3fn)
 BLOCK = (128, 128)
 SUFFIX = "_scale_inv"  # of the tensor that holds a weight's scales
+_VALUES = np.arange(256, dtype=np.uint8).view(DTYPE).astype(np.float32)  # looked up: several times as fast as astype
 
 
 def scale_shape(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, int]:
@@ -21,7 +22,7 @@ def scale_shape(shape: tuple[int, int], block: tuple[int, int]) -> tuple[int, in
 
 def dequantise(weight: np.ndarray, scale: np.ndarray, block: tuple[int, int], first: tuple[int, int] = (0, 0)):
     """float32 [R, C] of the e4m3 rows and columns `weight` that begin at `first` of a matrix with these scales."""
-    out = weight.astype(np.float32)
+    out = _VALUES[weight.view(np.uint8)]
     row_block = (first[0] + np.arange(out.shape[0])) // block[0]
     column_block = (first[1] + np.arange(out.shape[1])) // block[1]
     for b in np.unique(row_block):  # a band at a time, so that no second matrix is held

@@ -128,6 +128,10 @@ def _check_tensors(
             entry = _check_tensor(files, name, shape)
             known.add(name)
             if entry.code == "F8_E4M3":
+                if not source.inputs:
+                    raise CheckpointError(
+                        f"{entry.file}: tensor {name} is FP8, which only projections may be; convert it to bfloat16"
+                    )
                 if block is None:
                     raise CheckpointError(
                         f"{entry.file}: tensor {name} is FP8, but config.json has no quantization_config that gives "

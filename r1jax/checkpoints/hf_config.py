@@ -5,6 +5,7 @@ Whatever would change the function computed and is not supported is refused by n
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -79,7 +80,19 @@ class _Reader:
                 )
         if kind == "yarn":  # these defaults are those of DeepSeek's own modeling_deepseek.py
             values |= {"mscale": rope.get("mscale") or 1.0, "mscale_all_dim": rope.get("mscale_all_dim") or 0.0}
+        _check_kinds(RopeScaling, values, self.where)
         return theta, RopeScaling(type=kind, **values)
+
+
+_KINDS = {"int": ((int,), "a whole number"), "float": ((int, float), "a number"), "bool": ((bool,), "true or false")}
+
+
+def _check_kinds(of: type, values: Mapping[str, Any], where: str) -> None:
+    """Refuses what is not of the type that the dataclass `of` declares. No size is negative."""
+    for field in dataclasses.fields(of):
+        value, (kinds, noun) = values.get(field.name), _KINDS.get(field.type.split(" | ")[0], ((), ""))
+        if value is not None and kinds and (type(value) not in kinds or (int in kinds and not value >= 0)):
+            raise CheckpointError(f"{where}: {field.name}={value!r} must be {noun}; copy the published config.json")
 
 
 def _common(c: _Reader) -> dict[str, Any]:
@@ -185,16 +198,19 @@ def config_from_hf(raw: Raw, where: str = "config.json") -> ModelConfig:
     Raises:
       CheckpointError: an architecture or a setting that the decoder does not have, or a field that is missing.
     """
-    names = raw.get("architectures") or [k for k, v in MODEL_TYPES.items() if v == raw.get("model_type")]
-    if len(names) != 1 or names[0] not in ARCHITECTURES:
-        shown = names[0] if len(names) == 1 else raw.get("model_type")
-        raise CheckpointError(f"{where}: architecture {shown!r} is not known; r1jax loads {', '.join(ARCHITECTURES)}")
+    name = raw.get("architectures") or [k for k, v in MODEL_TYPES.items() if v == raw.get("model_type")]
+    if isinstance(name, list):
+        name = name[0] if len(name) == 1 else raw.get("model_type")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise CheckpointError(f"{where}: architecture {name!r} is not known; r1jax loads {', '.join(ARCHITECTURES)}")
     reader = _Reader(raw, where)
     try:
-        return ModelConfig(**_common(reader), **ARCHITECTURES[names[0]](reader))
+        values = _common(reader) | ARCHITECTURES[name](reader)
+        _check_kinds(ModelConfig, values, where)
+        return ModelConfig(**values)
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
-    except TypeError as error:  # a number where a list should be, and the like
+    except (ArithmeticError, TypeError, ValueError) as error:  # a number where a list should be, and the like
         raise CheckpointError(f"{where} cannot be read ({error}): copy the published config.json") from None
 
 
@@ -203,13 +219,16 @@ def fp8_block(raw: Raw, where: str) -> tuple[int, int] | None:
     q = raw.get("quantization_config")
     if q is None:
         return None
-    block = tuple(q.get("weight_block_size") or ())
-    if q.get("quant_method") != "fp8" or q.get("fmt", "e4m3") != "e4m3" or len(block) != 2:
+    q = q if isinstance(q, dict) else {}
+    block = q.get("weight_block_size")
+    sizes = block if isinstance(block, list) and len(block) == 2 else [0]
+    good = all(type(size) is int and size > 0 for size in sizes)
+    if not good or q.get("quant_method") != "fp8" or q.get("fmt", "e4m3") != "e4m3":
         raise CheckpointError(
             f"{where}: quantization_config with quant_method={q.get('quant_method')!r} and weight_block_size="
-            f"{list(block)} is not supported; r1jax loads fp8 e4m3 in blocks, or unquantised weights"
+            f"{block} is not supported; r1jax loads fp8 e4m3 in blocks, or unquantised weights"
         )
-    return block
+    return tuple(sizes)
 
 
 def architecture_of(config: ModelConfig) -> str:

@@ -80,16 +80,28 @@ def open_model(
 def save_model(path: str | os.PathLike, model: Decoder, config: ModelConfig, assets: str | os.PathLike | None) -> None:
     """Writes r1jax's own folder, which must not hold a model yet; `assets` is a folder whose tokenizer comes along."""
     folder = Path(path)
-    if (folder / DESCRIPTION).exists() or RunCheckpoints(folder / "weights").latest_step() is not None:
-        raise CheckpointError(f"{folder} already holds a model: choose another folder, or remove it first")
+    check_vacant(folder)
     _, params, buffers = nnx.split(model, nnx.Param, ...)
     RunCheckpoints(folder / "weights").save(0, {"params": params, "buffers": buffers}, {})
     if jax.process_index() == 0:
         if assets is not None:
             hf.copy_assets(assets, folder)
+            source = Path(assets) / "config.json"
+            named = read_json(source) if source.exists() else {}
+            ids = {name: value for name, value in named.items() if name.endswith("_token_id")}
+            if ids:  # some tokenizers have theirs nowhere else
+                (folder / source.name).write_text(json.dumps(ids) + "\n")
         partial = folder / f"{DESCRIPTION}.partial"
         partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         os.replace(partial, folder / DESCRIPTION)  # last: by it the folder is known as a model
+
+
+def check_vacant(path: str | os.PathLike) -> None:
+    """Raises `CheckpointError` where a model of any kind lies already, or the arrays of one."""
+    folder = Path(path)
+    known = any((folder / name).exists() for name in (DESCRIPTION, "config.json")) or any(folder.glob("*.safetensors"))
+    if folder.is_file() or known or RunCheckpoints(folder / "weights").latest_step() is not None:
+        raise CheckpointError(f"{folder} is a file or holds a model already: choose another folder, or remove it first")
 
 
 def config_from_json(values: object, where: Path) -> ModelConfig:
@@ -105,16 +117,16 @@ def config_from_json(values: object, where: Path) -> ModelConfig:
 def _restore(
     weights: Path, config: ModelConfig, dtype: jax.typing.DTypeLike | None, mesh: jax.sharding.Mesh | None
 ) -> tuple[Decoder, ModelConfig]:
+    name = None if dtype is None else hf.checked_dtype(dtype)
     mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
     places = sharding.state_shardings(state, sharding.Layout(mesh, "learn"))
     abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), state, places)
     params, buffers = nnx.split_state(abstract, nnx.Param, ...)
     _, saved, _ = RunCheckpoints(weights).restore({"params": params, "buffers": buffers}, partial=True)
     params = saved["params"]
-    if dtype is not None:
-        name = hf.checked_dtype(dtype)
+    if name is not None:
         params = jax.tree.map(lambda a: a.astype(name), params)
         config = config.replace(dtype=name, param_dtype=name)
-        graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
     return nnx.merge(graph, params, saved["buffers"]), config

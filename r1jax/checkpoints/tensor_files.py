@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -103,6 +104,8 @@ def _read_index(path: Path) -> dict[str, str]:
 def _read_header(path: Path) -> dict[str, Entry]:
     """Every tensor of a file, whose bytes are there in full."""
     size = path.stat().st_size
+    entries: dict[str, Entry] = {}
+    ends: dict[str, int] = {}
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
@@ -110,30 +113,31 @@ def _read_header(path: Path) -> dict[str, Entry]:
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            entries = {
-                name: (Entry(path, e["dtype"], tuple(map(int, e["shape"])), 8 + length + e["data_offsets"][0]), e)
-                for name, e in header.items()
-            }
-            end = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            for name, e in header.items():
+                first, last = (8 + length + operator.index(offset) for offset in e["data_offsets"])
+                entries[name] = Entry(path, str(e["dtype"]), tuple(map(operator.index, e["shape"])), first)
+                ends[name] = last
+                if min((first - 8 - length, *entries[name].shape)) < 0:
+                    raise ValueError(f"tensor {name} has a negative size")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is no safetensors file ({error}): copy it again") from None
+    end = max(ends.values(), default=0)
     if size < end:
         raise CheckpointError(
             f"{path} is truncated: it has {size} bytes of the {end} its header promises; copy it again"
         )
-    for name, (entry, raw) in entries.items():
+    for name, entry in entries.items():
         if entry.code not in DTYPES:
             raise CheckpointError(
                 f"{path}: tensor {name} has dtype {entry.code}, which r1jax cannot hold; it reads {', '.join(DTYPES)}"
             )
-        first, last = raw["data_offsets"]
-        wanted = math.prod(entry.shape) * DTYPES[entry.code].itemsize
-        if last - first != wanted:
+        wanted, given = math.prod(entry.shape) * DTYPES[entry.code].itemsize, ends[name] - entry.offset
+        if given != wanted:
             raise CheckpointError(
                 f"{path}: tensor {name} of shape {list(entry.shape)} and dtype {entry.code} needs {wanted} bytes, "
-                f"but its header gives it {last - first}; copy the file again"
+                f"but its header gives it {given}; copy the file again"
             )
-    return {name: entry for name, (entry, _) in entries.items()}
+    return entries
 
 
 class Planned(NamedTuple):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.segment import Segment, Segments
+from rich.style import Style
 
 from r1jax.configs.training import SamplingConfig
 from r1jax.data.templates import THINK_CLOSE, THINK_OPEN
@@ -25,8 +27,8 @@ class ChatConfig:
     temperature: float = 0.6
     top_p: float = 0.95
     top_k: int = 0
-    max_tokens: int = 1024
-    """Of an answer, thinking included."""
+    max_tokens: int | None = None
+    """Of an answer, thinking included; unless given, 1024, or half of the model's positions if that is less."""
     system: str | None = None
     """A system prompt. DeepSeek advises against one for R1."""
     think: bool = False
@@ -35,30 +37,33 @@ class ChatConfig:
     dtype: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self):
-        check_field(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
+        check_field(
+            self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1"
+        )
         check_field(self.seed >= 0, "seed", self.seed, "must not be negative")
         self.sampling  # noqa: B018 - checks temperature, top_p and top_k
 
     @property
     def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.temperature, self.top_p, self.top_k, 1, self.max_tokens)
+        return SamplingConfig(self.temperature, self.top_p, self.top_k, 1, self.max_tokens or 1024)
 
 
 def chat(config: ChatConfig) -> None:
     """Reads lines until the input ends, and answers each."""
     from r1jax.checkpoints.model import open_model
-    from r1jax.commands.generate import with_bos
     from r1jax.data.chat import ChatTemplate
     from r1jax.data.hf_tokenizer import load_tokenizer
-    from r1jax.data.tokenizer import check_fits, decode_stream
+    from r1jax.data.tokenizer import check_fits, decode_stream, from_bos
     from r1jax.sampling.generator import Generator
 
     console = Console()
     model, shape, assets = open_model(config.checkpoint, config.dtype, show_progress=True)
     tokenizer, template = load_tokenizer(assets), ChatTemplate.from_folder(assets)
     check_fits(tokenizer, shape.vocab_size, assets)
+    if config.max_tokens is None:
+        config = dataclasses.replace(config, max_tokens=min(1024, shape.max_position_embeddings // 2))
     generator = Generator(model, shape, tokenizer, config.sampling, batch_size=1, seed=config.seed)
-    console.print(HELP, style="dim")
+    console.print(HELP, style="dim", highlight=False)
     first = [] if config.system is None else [{"role": "system", "content": config.system}]
     messages, turn = list(first), 0
     while (text := _ask(console)) not in ("", "/exit"):
@@ -66,17 +71,17 @@ def chat(config: ChatConfig) -> None:
             messages = list(first)
             continue
         asked = [*messages, {"role": "user", "content": text}]
-        prompt = template.render(asked, think=config.think)
-        ids = with_bos(tokenizer.encode(prompt), tokenizer.bos_id)
         try:
+            prompt = template.render(asked, think=config.think)
+            ids = from_bos(tokenizer.encode(prompt), tokenizer)
             tokens = (token for some in generator.stream(ids, turn) for token in some)
             thinking = prompt.rstrip().endswith(THINK_OPEN)
             answer = show(console, decode_stream(tokenizer, tokens), thinking)
-        except DataError as error:  # the conversation has become too long
-            console.print(f"{error}, or /clear", style="red", highlight=False)
+        except DataError as error:  # too long a conversation, a character without a piece, a template that refuses
+            console.print(f"{error} (/clear forgets the conversation)", style="red", markup=False, highlight=False)
             continue
         except KeyboardInterrupt:
-            console.print("\n(stopped)", style="dim")
+            console.print("\n(stopped)", style="dim", highlight=False)
             continue
         messages = [*asked, {"role": "assistant", "content": answer}]
         turn += 1
@@ -90,14 +95,14 @@ def _ask(console: Console) -> str:
 
 
 def show(console: Console, pieces: Iterable[str], thinking: bool) -> str:
-    """Prints an answer as it comes, its thinking dimmed, and returns what follows the thinking.
+    """Prints an answer as it comes, its thinking dimmed, and returns what follows the thinking: "" if it never ended.
 
     `thinking`: the prompt has opened it already.
     """
 
     def put(text: str) -> None:
-        style = "dim" if thinking else None
-        console.print(text, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+        segment = Segment(text, Style(dim=thinking))  # as it is: a string would lose tabs and gain :emoji:
+        console.print(Segments([segment]), end="", soft_wrap=True)
 
     text = held = ""
     tags = [THINK_CLOSE] if thinking else [THINK_OPEN, THINK_CLOSE]  # still to come, in this order
@@ -108,9 +113,9 @@ def show(console: Console, pieces: Iterable[str], thinking: bool) -> str:
             put(held[:end])
             held, thinking = held[end:], tags.pop(0) == THINK_OPEN
         # An end that may yet become a tag waits for the next piece.
-        wait = next((n for n in range(len(THINK_CLOSE), 0, -1) if tags and tags[0].startswith(held[-n:])), 0)
-        put(held[: len(held) - wait])
-        held = held[len(held) - wait :]
+        whole = next((n for n in range(len(held)) if tags and tags[0].startswith(held[n:])), len(held))
+        put(held[:whole])
+        held = held[whole:]
     put(held)
     console.print()
-    return text.rpartition(THINK_CLOSE)[2].strip()
+    return "" if thinking else text.rpartition(THINK_CLOSE)[2].strip()

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from r1jax.errors import CheckpointError, check_field
+from r1jax.errors import check_field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,9 @@ class ConvertConfig:
 def convert(config: ConvertConfig) -> None:
     """Reads, checks and writes; the target is a model only once everything is in it."""
     from r1jax.checkpoints import hf
-    from r1jax.checkpoints.model import open_model, save_model
+    from r1jax.checkpoints.model import check_vacant, open_model, save_model
 
-    if config.target.resolve() == config.source.resolve():
-        raise CheckpointError(f"--target {config.target} is the source: choose another folder")
+    check_vacant(config.target)
     model, shape, assets = open_model(config.source, config.dtype, show_progress=True)
     if config.format == "hf":
         hf.save(

@@ -7,12 +7,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from r1jax.configs.training import MeshConfig, SamplingConfig
@@ -38,8 +37,8 @@ class GenerateConfig:
     top_p: float = 0.95
     top_k: int = 0
     """0 keeps all."""
-    max_tokens: int = 512
-    """Of a completion, the stop token included."""
+    max_tokens: int | None = None
+    """Of a completion, the stop token included; unless given, 512, or half of the model's positions if that is less."""
     seed: int = 0
     batch_size: int = 16
     """Prompts at a time."""
@@ -58,14 +57,16 @@ class GenerateConfig:
         given = (self.prompts is not None) + (self.prompt is not None)
         check_field(given == 1, "prompts", self.prompts, "give either --prompts or --prompt")
         check_field(self.n >= 1, "n", self.n, "must be at least 1")
-        check_field(self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1")
+        check_field(
+            self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1"
+        )
         check_field(self.batch_size >= 1, "batch_size", self.batch_size, "must be at least 1")
         check_field(self.seed >= 0, "seed", self.seed, "must not be negative")
         self.sampling  # noqa: B018 - checks temperature, top_p and top_k
 
     @property
     def sampling(self) -> SamplingConfig:
-        return SamplingConfig(self.temperature, self.top_p, self.top_k, self.n, self.max_tokens)
+        return SamplingConfig(self.temperature, self.top_p, self.top_k, self.n, self.max_tokens or 512)
 
 
 def generate(config: GenerateConfig) -> None:
@@ -78,24 +79,28 @@ def generate(config: GenerateConfig) -> None:
     from r1jax.sampling.generator import Generator
 
     console = Console()
-    rows = [{"prompt": config.prompt}] if config.prompts is None else read_rows(config.prompts)
+    named = {"--prompt": {"prompt": config.prompt}} if config.prompts is None else read_rows(config.prompts)
+    rows = list(named.values())
     if config.out is not None and config.out.exists():
         raise ConfigError(f"--out {config.out} is already there: choose another file, or remove it")
     if config.out is not None and not config.out.absolute().parent.is_dir():
         raise ConfigError(f"--out {config.out}: the folder {config.out.parent} is not there; make it first")
     mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
-    model, shape, assets = open_model(config.checkpoint, config.dtype, mesh, show_progress=True)
+    model, shape, assets = open_model(config.checkpoint, config.dtype, mesh, show_progress=config.out is not None)
     tokenizer = load_tokenizer(assets)
     check_fits(tokenizer, shape.vocab_size, assets)
-    prompts = encode_rows(rows, tokenizer, assets, config)
+    if config.max_tokens is None:
+        config = dataclasses.replace(config, max_tokens=min(512, shape.max_position_embeddings // 2))
+    prompts = encode_rows(named, tokenizer, assets, config)
     devices = sharding.Layout(mesh, "sample").size("prompt")
     batch_size = min(config.batch_size, -(-len(rows) // devices) * devices)
     generator = Generator(
         model, shape, tokenizer, config.sampling,
         mesh=mesh, batch_size=batch_size, speculative=config.speculative, seed=config.seed,
     )  # fmt: skip
-    for i, prompt in enumerate(prompts):
-        generator.check(prompt, f"{config.prompts or '--prompt'} row {i + 1}")
+    del model  # the generator has its own, laid out for sampling
+    for where, prompt in zip(named, prompts, strict=True):
+        generator.check(prompt, where)
 
     results = Results(config, rows, batch_size)
     start, before, ended = time.monotonic(), len(results.done), 0
@@ -104,26 +109,26 @@ def generate(config: GenerateConfig) -> None:
             for i, drawn in batch:
                 results.add(i, [tokenizer.decode(c.tokens) for c in drawn], drawn)
                 ended += sum(c.finish_reason == "stop" for c in drawn)
-            seconds = time.monotonic() - start
-            rate = generator.statistics.tokens / seconds
+            rate = generator.statistics.tokens / (time.monotonic() - start)
             progress.advance(len(batch), **{"tokens/s": rate})
     results.finish(console)
     if config.out is not None:
         _summarise(console, generator.statistics, (len(rows) - before) * config.n, ended, time.monotonic() - start)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl file of prompts. Raises `DataError` naming file and line."""
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a jsonl file of prompts, each by its file and line. Raises `DataError` naming them."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would part texts at U+2028 too
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--prompts {path} cannot be read ({error}): give a jsonl file") from None
-    rows = []
+    rows = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair could not be written out again
         except ValueError as error:
             raise DataError(f"{path} line {number} is no JSON ({error}): mend or remove it") from None
         kinds = {"prompt": str, "messages": list, "tokens": list}
@@ -133,40 +138,40 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 f'{path} line {number}: must be an object with one of "prompt" (text), "messages" (a list of role and '
                 f'content) or "tokens" (a list of ids)'
             )
-        rows.append(row)
+        rows[f"{path} line {number}"] = row
     if not rows:
         raise DataError(f"--prompts {path} has no rows: give at least one prompt")
     return rows
 
 
 def encode_rows(
-    rows: Sequence[dict[str, Any]], tokenizer: Any, assets: Path, config: GenerateConfig
+    named: Mapping[str, dict[str, Any]], tokenizer: Any, assets: Path, config: GenerateConfig
 ) -> list[list[int]]:
-    """Token ids of each row's prompt."""
+    """Token ids of each row's prompt. Raises `DataError` naming the row."""
     from r1jax.data.chat import ChatTemplate
+    from r1jax.data.tokenizer import from_bos
 
+    chat = config.chat or config.think
     template = None
-    if config.chat or config.think or any("messages" in row for row in rows):
+    if chat or any("messages" in row for row in named.values()):
         template = ChatTemplate.from_folder(assets)
-    out = []
-    for row in rows:
+
+    def encode(row: dict[str, Any]) -> list[int]:
         if "tokens" in row:
-            ids = row["tokens"]
-            if not all(isinstance(i, int) and 0 <= i < tokenizer.vocab_size for i in ids):
-                raise DataError(f"tokens={str(ids)[:60]}: each must be an id below {tokenizer.vocab_size}")
-            out.append(list(ids))
-            continue
-        messages = row.get("messages")
-        if messages is None and (config.chat or config.think):
-            messages = [{"role": "user", "content": row["prompt"]}]
+            if not all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in row["tokens"]):
+                raise DataError(f"tokens={str(row['tokens'])[:60]}: each must be an id below {tokenizer.vocab_size}")
+            return row["tokens"]
+        messages = [{"role": "user", "content": row["prompt"]}] if chat and "prompt" in row else row.get("messages")
         text = row["prompt"] if messages is None else template.render(messages, think=config.think)
-        out.append(with_bos(tokenizer.encode(text), tokenizer.bos_id))
+        return from_bos(tokenizer.encode(text), tokenizer)
+
+    out = []
+    for where, row in named.items():
+        try:
+            out.append(encode(row))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
     return out
-
-
-def with_bos(ids: list[int], bos_id: int | None) -> list[int]:
-    """Every prompt begins with bos where the tokenizer has one; many chat templates have written it already."""
-    return ids if bos_id is None or ids[:1] == [bos_id] else [bos_id, *ids]
 
 
 class Results:
@@ -183,13 +188,12 @@ class Results:
         self._partial = config.out.with_name(f"{config.out.name}.partial")
         if self._partial.exists():
             self._take_up(settings)
-        with self._partial.open("w") as file:  # without the line that a kill may have cut short
-            for value in ({"settings": settings}, *({"row": i} | row for i, row in self.done.items())):
-                file.write(json.dumps(value, ensure_ascii=False) + "\n")
-        self._file = self._partial.open("a")
+        # Without the line that a kill may have cut short.
+        _write(self._partial, ({"settings": settings}, *({"row": i} | row for i, row in self.done.items())))
+        self._file = self._partial.open("a", encoding="utf-8")
 
     def _take_up(self, settings: dict[str, Any]) -> None:
-        for number, line in enumerate(self._partial.read_text().splitlines()):
+        for number, line in enumerate(self._partial.read_text(encoding="utf-8", errors="replace").split("\n")):
             try:
                 value = json.loads(line)
             except ValueError:
@@ -218,20 +222,24 @@ class Results:
         if self._file is None:
             for i in sorted(self.done):
                 for text in self.done[i]["completions"]:
-                    console.print(escape(text), highlight=False, soft_wrap=True)
+                    print(text)
                     if len(self.rows) * self.config.n > 1:
                         console.rule()
             return
         self._file.close()
-        ordered = self._partial.with_name(f"{self.config.out.name}.ordered")
-        with ordered.open("w", encoding="utf-8") as file:
-            for i, row in enumerate(self.rows):
-                # The prompt's own ids would be hidden by the completions'.
-                kept = {("prompt_tokens" if k == "tokens" else k): v for k, v in row.items()}
-                file.write(json.dumps(kept | self.done[i], ensure_ascii=False) + "\n")
-        os.replace(ordered, self.config.out)
+        # The prompt's own ids would be hidden by the completions'.
+        kept = ({("prompt_tokens" if k == "tokens" else k): v for k, v in row.items()} for row in self.rows)
+        _write(self.config.out, (row | self.done[i] for i, row in enumerate(kept)))
         self._partial.unlink()
         console.print(f"written: {self.config.out}", soft_wrap=True, highlight=False)
+
+
+def _write(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """A jsonl file, whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    os.replace(unfinished, path)
 
 
 def _summarise(console: Console, statistics: Any, completions: int, ended: int, seconds: float) -> None:
@@ -244,8 +252,8 @@ def _summarise(console: Console, statistics: Any, completions: int, ended: int, 
         "tokens/s": f"{statistics.tokens / seconds:.1f}",
     }
     if statistics.passes != statistics.tokens:
-        cells["tokens/pass"] = f"{statistics.tokens / max(statistics.passes, 1):.2f}"
-        cells["accepted"] = f"{statistics.accepted / max(statistics.passes, 1):.0%}"
+        accepted = statistics.accepted / max(statistics.passes, 1)
+        cells |= {"tokens/pass": f"{1 + accepted:.2f}", "accepted": f"{accepted:.0%}"}
     for name in cells:
         table.add_column(name, justify="right")
     table.add_row(*cells.values())

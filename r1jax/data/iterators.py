@@ -13,7 +13,7 @@ from r1jax.data.corpus import CorpusConfig, Document, documents
 from r1jax.data.packing import pack
 from r1jax.data.problems import Problem
 from r1jax.data.templates import render_r1_zero
-from r1jax.data.tokenizer import Tokenizer
+from r1jax.data.tokenizer import Tokenizer, from_bos
 from r1jax.errors import DataError, check_field
 
 T = TypeVar("T", covariant=True)
@@ -42,23 +42,23 @@ class PromptBatch:
 def encode_prompts(
     problems: Sequence[Row],
     tokenizer: Tokenizer,
-    max_prompt_len: int,
+    max_prompt_length: int,
     template: Callable[[str], str] = render_r1_zero,
 ) -> PromptBatch:
-    """A `PromptBatch` of the problems in their order, with Tp = `max_prompt_len`.
+    """A `PromptBatch` of the problems in their order, with Tp = `max_prompt_length`.
 
-    Raises `DataError` for a prompt of more than `max_prompt_len` tokens: a prompt cut short asks something else.
+    Raises `DataError` for a prompt of more than `max_prompt_length` tokens: a prompt cut short asks something else.
     """
     rows = [asdict(problem) if isinstance(problem, Problem) else problem for problem in problems]
     prompts = [template(row["question"]) for row in rows]
-    tokens = np.full((len(rows), max_prompt_len), tokenizer.pad_id, np.int32)
+    tokens = np.full((len(rows), max_prompt_length), tokenizer.pad_id, np.int32)
     lengths = np.zeros(len(rows), np.int32)
     for i, ids in enumerate(tokenizer.encode_batch(prompts)):
-        ids = _from_bos(ids, tokenizer)
-        if len(ids) > max_prompt_len:
+        ids = from_bos(ids, tokenizer)
+        if len(ids) > max_prompt_length:
             raise DataError(
                 f"question {rows[i]['question']!r} makes a prompt of {len(ids)} tokens: "
-                f"raise max_prompt_len={max_prompt_len} or leave the question out"
+                f"raise max_prompt_length={max_prompt_length} or leave the question out"
             )
         tokens[i, : len(ids)], lengths[i] = ids, len(ids)
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
@@ -77,14 +77,14 @@ class PromptBatches:
         problems: Sequence[Row],
         tokenizer: Tokenizer,
         batch_size: int,
-        max_prompt_len: int,
+        max_prompt_length: int,
         seed: int,
         template: Callable[[str], str] = render_r1_zero,
     ):
         check_field(len(problems) >= 1, "len(problems)", len(problems), "give at least one problem")
         check_field(batch_size >= 1, "batch_size", batch_size, "an integer >= 1")
-        check_field(max_prompt_len >= 1, "max_prompt_len", max_prompt_len, "an integer >= 1")
-        self._encode = lambda rows: encode_prompts(rows, tokenizer, max_prompt_len, template)
+        check_field(max_prompt_length >= 1, "max_prompt_length", max_prompt_length, "an integer >= 1")
+        self._encode = lambda rows: encode_prompts(rows, tokenizer, max_prompt_length, template)
         self._batch_size = batch_size
         self._stream = grain.MapDataset.source(problems).seed(seed).shuffle().repeat()
 
@@ -103,7 +103,7 @@ def encode_documents(docs: Sequence[Document], tokenizer: Tokenizer) -> list[lis
     prompts = tokenizer.encode_batch([doc.prompt for doc in docs])
     completions = tokenizer.encode_batch([doc.completion for doc in docs])
     eos = tokenizer.eos_ids[0]
-    return [_from_bos([*p, *c, eos], tokenizer) for p, c in zip(prompts, completions, strict=True)]
+    return [from_bos([*p, *c, eos], tokenizer) for p, c in zip(prompts, completions, strict=True)]
 
 
 class PretrainBatches:
@@ -166,11 +166,6 @@ def prefetch(batches: Indexable[T], start: int, stop: int | None = None, depth: 
             yield batch
     finally:
         closed.set()
-
-
-def _from_bos(ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    # A chat template writes bos itself, and no model has seen two.
-    return ids if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
 
 
 def _check_step(step: int) -> None:

@@ -36,6 +36,11 @@ class Tokenizer(Protocol):
     def valid_ids(self, size: int) -> np.ndarray: ...
 
 
+def from_bos(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Bos first where the tokenizer has one, and once: a chat template writes it itself, and no model has seen two."""
+    return ids if tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
+
+
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """Yields the text of `ids` as it becomes whole, one id drawn at a time: joined, it is `tokenizer.decode(ids)`.
 

@@ -37,8 +37,8 @@ class Statistics:
     """What a `Generator` has done so far."""
 
     tokens: int = 0
-    passes: int = 0  # through the trunk, of rows that had not ended; without drafts one for every token
-    accepted: int = 0  # drafts
+    passes: int = 0  # through the trunk, of rows that had not ended: one a token; with drafts not the prompts'
+    accepted: int = 0  # drafts among the tokens
 
 
 class Generator:
