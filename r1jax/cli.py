@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import r1jax
 from r1jax.errors import exit_on_error
 
 
@@ -86,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
+        return
+    if argv[0] == "--version":
+        print(f"r1jax {r1jax.__version__}")
         return
     name, *args = argv
     if name not in COMMANDS:

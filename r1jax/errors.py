@@ -34,7 +34,10 @@ def check_field(ok: bool, field: str, value: object, fix: str) -> None:
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """For entry points: prints an `R1JaxError`, or a full disk, as one sentence on stderr and exits with status 2."""
+    """For entry points: prints an `R1JaxError`, or a full disk, as one sentence on stderr and exits with status 2.
+
+    Ctrl-C ends with a sentence too, and status 130.
+    """
     try:
         yield
     except R1JaxError as error:
@@ -43,6 +46,9 @@ def exit_on_error() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         message = f"{error.filename or 'the run folder'}: no space is left on its disk; free some and run again"
+    except KeyboardInterrupt:
+        print("\nstopped: what has been saved stays, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
     else:
         return
     print(f"error: {message}", file=sys.stderr)

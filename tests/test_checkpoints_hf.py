@@ -4,6 +4,7 @@ import collections
 import functools
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -827,6 +828,13 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch, moment):
     assert contents(folder) == {"notes.txt": b"mine"} and [p.name for p in tmp_path.iterdir()] == ["model"]
     hf.save(folder, model, config)
     assert_same_bits(hf.load(folder)[0], model)
+
+
+def test_config_json_which_makes_a_folder_a_checkpoint_comes_last(tmp_path, monkeypatch):
+    moved = []
+    monkeypatch.setattr(os, "replace", lambda source, target: moved.append(target.name))
+    hf.save(tmp_path / "a", *make_model(CONFIGS["qwen2"]), max_shard_size=40_000)
+    assert INDEX in moved[:-1] and moved[-1] == "config.json"
 
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)

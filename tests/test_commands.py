@@ -132,11 +132,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(model, generated, tmp_path
 
     args = (model, prompts, out, "--batch-size", "8", "--logps")
     monkeypatch.setattr(Generator, "__call__", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         generate(*args)
+    assert capsys.readouterr().err.strip().endswith("the same command goes on from there")
     assert not out.exists() and len(read_rows(partial)) == 1 + 8
     partial.write_bytes(partial.read_bytes()[:-20])  # a kill in the middle of a line
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         generate(*args)
     monkeypatch.setattr(Generator, "__call__", lambda *args: done_before.append(len(args[2])) or draw(*args))
     capsys.readouterr()
@@ -167,7 +168,7 @@ def test_refusals_that_need_no_model(tmp_path, capsys):
     assert "the folder" in refused(capsys, *base, prompts, "--out", tmp_path / "no" / "out.jsonl")
     assert refused(capsys, *base, prompts, "--out", tmp_path / "new").startswith(f"error: {tmp_path}/nowhere holds no")
     assert "--prompts" in refused(capsys, *base, tmp_path / "no.jsonl")
-    assert "give either --prompts or --prompt" in refused(capsys, *base[:-1])
+    assert "give either --prompts FILE.jsonl or --prompt TEXT" in refused(capsys, *base[:-1])
     for option, value in (("n", 0), ("max_tokens", 0), ("batch_size", 0), ("seed", -1), ("top_p", 0)):
         flag = f"--{option.replace('_', '-')}"
         assert refused(capsys, *base, prompts, flag, value).startswith(f"error: {option}={value}")

@@ -41,6 +41,7 @@ def test_presets_are_chosen_first(args):
         (["--grpo.num-generations", "1"], "num_generations=1"),
         (["--grpo.num-microbatches", "7"], "num_minibatches x num_microbatches=7"),
         (["--grpo.max-completion-length", "500"], "max_position_embeddings=512"),
+        (["--reward.functions", "format", "--reward.weights", "1.0", "2.0"], "one weight for each of the 1"),
         (["--reward.weights", "1.0"], "one weight for each of the 2"),
         (["--eval.top-p", "0"], "eval.top_p=0"),
         (["--eval.temperature", "-1"], "eval.temperature=-1"),
@@ -219,3 +220,9 @@ def test_the_configuration_survives_json():
     values = NANO.as_json()
     assert json.loads(json.dumps(values)) == values
     assert values["model"]["hidden_size"] == NANO.model.hidden_size
+
+
+def test_functions_of_ones_own_do_not_inherit_the_weights_of_others():
+    assert parse_r1_zero([]).reward.all_weights == (1.0, 0.2)
+    own = parse_r1_zero(["--reward.functions", "exact_answer", "my_module:mine"])
+    assert own.reward.all_weights == (1.0, 1.0) and own.as_json()["reward"]["weights"] == [1.0, 1.0]

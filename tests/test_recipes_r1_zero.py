@@ -1,5 +1,6 @@
 """A whole run of a tiny model, over two devices and over one: what it logs, how it goes on, how it fails."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from r1jax.configs import presets
 from r1jax.configs.model import ModelConfig
-from r1jax.errors import CheckpointError, DataError, RewardError
+from r1jax.errors import CheckpointError, ConfigError, DataError, RewardError
 from r1jax.recipes import r1_zero
 from r1jax.recipes.config import parse_r1_zero
 from r1jax.sharding import make_mesh
@@ -214,7 +215,19 @@ def test_prompts_that_are_too_long_do_not_wait_for_the_base_model(finished, tmp_
     monkeypatch.setattr(QuickPrograms, "compile", lambda self, name, *args, **options: pytest.fail(name))
     with pytest.raises(DataError, match=r"What is 1\+1.* makes a prompt of \d+ tokens"):
         run(tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
+    # Nothing has run: a better setting finds the folder free.
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "config.json").exists()
+
+
+def test_a_second_process_is_kept_out_of_a_run(copy):
+    before = (copy / "metrics.jsonl").read_bytes()
+    with (copy / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(
+            ConfigError, match="another process is running there; wait for it"
+        ):
+            run(copy, "--steps", "4")
+    assert (copy / "metrics.jsonl").read_bytes() == before and steps(copy) == [2, 3]
 
 
 def test_the_command_goes_on_with_another_number_of_devices_and_fails_with_status_2(world, copy):

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -343,6 +343,7 @@ def save(
     config: ModelConfig,
     *,
     assets: str | os.PathLike | None = None,
+    token_ids: Mapping[str, object] | None = None,
     quantise_fp8: bool = False,
     max_shard_size: int = 5_000_000_000,
     show_progress: bool = False,
@@ -352,6 +353,7 @@ def save(
     Args:
       path: a folder that holds no checkpoint yet. Nothing is in it until all has been written.
       assets: a checkpoint folder whose tokenizer, chat template and generation_config.json come along.
+      token_ids: "bos_token_id" and so on for config.json, and for generation_config.json where `assets` has none.
       quantise_fp8: projections of attention and MLPs as e4m3 with a scale for each 128 x 128 block, as DeepSeek
         publishes them; whatever they are not is in the parameters' own dtype.
       max_shard_size: bytes in a file.
@@ -365,11 +367,12 @@ def save(
     if assets is not None:
         source = read_json(Path(assets) / "config.json") if (Path(assets) / "config.json").exists() else {}
         description |= {name: source[name] for name in _IDS if name in source}
+    description |= token_ids or {}
     if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} already holds a checkpoint: choose another folder, or remove it first")
     exports = _plan(model, config)
     console = Console(quiet=not show_progress)
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.absolute().with_name(f"{folder.absolute().name}.partial")
     writer = jax.process_index() == 0
     if writer:
         shutil.rmtree(partial, ignore_errors=True)
@@ -402,6 +405,8 @@ def save(
         write_tensors(partial, planned(), arrays(), max_shard_size, {"format": "pt"})
         if assets is not None:
             copy_assets(assets, partial)
+        if token_ids and not (partial / "generation_config.json").exists():
+            (partial / "generation_config.json").write_text(json.dumps(dict(token_ids), indent=2) + "\n")
         (partial / "config.json").write_text(json.dumps(description, indent=2) + "\n")
         folder.mkdir(parents=True, exist_ok=True)
         # config.json, by which a folder is known as a checkpoint, comes last.

@@ -40,12 +40,20 @@ def convert(config: ConvertConfig) -> None:
 
     check_vacant(config.target)
     model, shape, assets = open_model(config.source, config.dtype, show_progress=True)
+    ids = None
+    if not (assets / "config.json").exists():  # a run's tokenizer, whose ids no published file tells
+        from r1jax.data.hf_tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(assets)
+        eos = tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids)
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_id}
     if config.format == "hf":
         hf.save(
             config.target,
             model,
             shape,
             assets=assets,
+            token_ids=ids,
             quantise_fp8=config.fp8,
             max_shard_size=config.max_shard_size,
             show_progress=True,

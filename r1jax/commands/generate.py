@@ -55,7 +55,8 @@ class GenerateConfig:
 
     def __post_init__(self):
         given = (self.prompts is not None) + (self.prompt is not None)
-        check_field(given == 1, "prompts", self.prompts, "give either --prompts or --prompt")
+        if given != 1:
+            raise ConfigError("give either --prompts FILE.jsonl or --prompt TEXT")
         check_field(self.n >= 1, "n", self.n, "must be at least 1")
         check_field(
             self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "must be at least 1"
@@ -221,10 +222,10 @@ class Results:
     def finish(self, console: Console) -> None:
         if self._file is None:
             for i in sorted(self.done):
-                for text in self.done[i]["completions"]:
-                    print(text)
+                for number, text in enumerate(self.done[i]["completions"], 1):
                     if len(self.rows) * self.config.n > 1:
-                        console.rule()
+                        console.rule(f"prompt {i + 1}, completion {number}")
+                    print(text)
             return
         self._file.close()
         # The prompt's own ids would be hidden by the completions'.

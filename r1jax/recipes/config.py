@@ -72,21 +72,29 @@ class RewardConfig:
 
     functions: tuple[str, ...] = ("exact_answer", "format")
     """Names r1jax knows, or package.module:function."""
-    weights: tuple[float, ...] = (1.0, 0.2)
+    weights: tuple[float, ...] | None = None
+    """One for each function; unless given, 1 each, but 0.2 for the format beside exact_answer."""
     workers: int = 1
     timeout: float = 60.0
     """Seconds after which a batch's unfinished scores are given up."""
 
     def __post_init__(self):
         check_field(
-            len(self.functions) == len(self.weights) > 0,
+            len(self.functions) == len(self.all_weights) > 0,
             "reward.weights",
             self.weights,
             f"must hold one weight for each of the {len(self.functions)} reward functions",
         )
-        check_field(all(map(math.isfinite, self.weights)), "reward.weights", self.weights, "must be finite")
+        check_field(all(map(math.isfinite, self.all_weights)), "reward.weights", self.weights, "must be finite")
         check_field(self.workers >= 1, "reward.workers", self.workers, "must be at least 1")
         check_field(self.timeout > 0, "reward.timeout", self.timeout, "must be positive")
+
+    @property
+    def all_weights(self) -> tuple[float, ...]:
+        """`weights`, or what stands for them."""
+        if self.weights is not None:
+            return self.weights
+        return (1.0, 0.2) if self.functions == ("exact_answer", "format") else (1.0,) * len(self.functions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +151,7 @@ class R1ZeroConfig:
     def as_json(self) -> dict[str, Any]:
         """Everything that decides the run's numbers, as plain JSON."""
         values = dataclasses.asdict(self) | {"run_dir": str(self.run_dir), "model": dataclasses.asdict(self.model)}
+        values["reward"]["weights"] = self.reward.all_weights
         return json.loads(json.dumps(values))
 
 

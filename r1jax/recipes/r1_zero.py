@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from r1jax.data.corpus import corpus_tokenizer
 from r1jax.data.iterators import PretrainBatches, PromptBatch, PromptBatches, encode_prompts
 from r1jax.data.problem_source import load_problems
 from r1jax.data.templates import R1_ZERO_CHAT_TEMPLATE
-from r1jax.errors import CheckpointError, ConfigError, check_field
+from r1jax.errors import CheckpointError, ConfigError, DataError, check_field
 from r1jax.evaluation.evaluate import Scorer, evaluate
 from r1jax.evaluation.report import write_report
 from r1jax.progress import stage
@@ -47,17 +50,48 @@ def run(config: R1ZeroConfig) -> Path:
     mesh = sharding.make_mesh(vars(config.mesh))
     check_layout(config, mesh)
     reward_functions(config.reward)  # a misspelt name must not wait for the base model to be trained
+    fresh = not (config.run_dir / "config.json").exists()
     run_dir = open_run(config)
+    with _alone(run_dir):
+        return _run(config, mesh, run_dir, console, fresh)
+
+
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Keeps a second process out of a run's folder; the system lets go of it with the process."""
+    if jax.process_index():
+        yield
+        return
+    with (run_dir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"run_dir={str(run_dir)!r}: another process is running there; wait for it, or use another --run-dir"
+            ) from None
+        yield
+
+
+def _run(config: R1ZeroConfig, mesh: jax.sharding.Mesh, run_dir: Path, console: Console, fresh: bool) -> Path:
     compile_cache(run_dir / "compile_cache")
     base_checkpoints = RunCheckpoints(run_dir / "checkpoints" / "base", config.keep_checkpoints)
     rl_checkpoints = RunCheckpoints(run_dir / "checkpoints" / "rl", config.keep_checkpoints)
     base_step, rl_step = base_checkpoints.latest_step(), rl_checkpoints.latest_step()
 
+    for name, step in (("reinforcement learning", rl_step), ("pretraining", base_step)):
+        if step is not None:
+            console.print(f"resuming {name} after step {step}", highlight=False)
+            break
     tokenizer = corpus_tokenizer(config.base.corpus, run_dir / "world" / "tokenizer.model", config.model.vocab_size)
     train, test = (load_problems(run_dir / "world", split) for split in ("train", "test"))
     (run_dir / "world" / "chat_template.jinja").write_text(R1_ZERO_CHAT_TEMPLATE)  # goes along when it is exported
-    for problems in (train, test):  # prompts that do not fit must not wait for the base model either
-        encode_prompts([problems[i] for i in range(min(1000, len(problems)))], tokenizer, config.max_prompt_length)
+    try:
+        for problems in (train, test):  # prompts that do not fit must not wait for the base model either
+            encode_prompts([problems[i] for i in range(min(1000, len(problems)))], tokenizer, config.max_prompt_length)
+    except DataError:
+        if fresh:  # nothing has run: the folder is free for the settings that will
+            (run_dir / "config.json").unlink()
+        raise
     done = {"pretrain": base_step} if base_step is not None else {}
     done |= {"rl": rl_step} if rl_step is not None else {}
     with MetricsLog(run_dir, done) as log:
@@ -219,7 +253,7 @@ def reinforce(
         return metrics
 
     functions = reward_functions(config.reward)
-    weights = dict(zip(functions, config.reward.weights, strict=True))
+    weights = dict(zip(functions, config.reward.all_weights, strict=True))
     with RewardPool(functions, weights, config.reward.workers, config.reward.timeout) as pool:
         prompts = PromptBatches(
             train, runtime.tokenizer, config.grpo.num_prompts, config.max_prompt_length, config.seed

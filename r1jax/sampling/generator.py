@@ -107,7 +107,7 @@ class Generator:
             arrays = self._arrays([prompts[i] for i in batch])
             out = jax.device_get(self._sample(self.state, *arrays, self._allowed, self._key(number)))
             rollout, told = out if self._speculative else (out, None)
-            self._count(rollout, told, len(batch))
+            self._count(rollout, told)
             yield [(i, completions(rollout, row)) for row, i in enumerate(batch) if i not in done]
 
     def stream(self, prompt: Sequence[int], turn: int = 0, every: int = 8) -> Iterator[list[int]]:
@@ -150,10 +150,10 @@ class Generator:
             limits[row] = self.sampling.max_completion_length if row < len(prompts) else 0
         return self._put(tokens, "prompt", None), self._put(lengths, "prompt"), self._put(limits, "prompt")
 
-    def _count(self, rollout: Any, told: Any, rows: int) -> None:
-        tokens = int(rollout.lengths[:rows].sum())
-        passes = tokens if told is None else int(told.passes[:rows].sum())
-        accepted = 0 if told is None else int(told.accepted[:rows].sum())
+    def _count(self, rollout: Any, told: Any) -> None:
+        tokens = int(rollout.lengths.sum())  # rows without a prompt have none
+        passes = tokens if told is None else int(told.passes.sum())
+        accepted = 0 if told is None else int(told.accepted.sum())
         s = self.statistics
         self.statistics = Statistics(s.tokens + tokens, s.passes + passes, s.accepted + accepted)
 
