@@ -111,7 +111,8 @@ def test_a_folder_with_a_model_is_left_as_it_was(saved, tmp_path):
     published, file = tmp_path / "published", tmp_path / "file"
     hf.save(published, random_model(CONFIG), CONFIG, assets=qwen_folder(tmp_path / "qwen"))
     file.write_text("mine")
-    for target in (saved, published, file):
+    begun = write_files(tmp_path / "run", {"config.json": {"grpo": {}}})
+    for target in (saved, published, begun, file):
         before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
         with pytest.raises(CheckpointError, match=f"^{target} is a file or holds a model already: choose another"):
             save_model(target, random_model(CONFIG), CONFIG, deepseek_folder(tmp_path / "other"))

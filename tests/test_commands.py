@@ -83,21 +83,24 @@ def generate(model, prompts, out, *more):
 
 @pytest.fixture(scope="module")
 def generated(model, tmp_path_factory):
-    """(prompts, completions): 20 rows, 8 at a time over the 8 devices."""
-    folder = tmp_path_factory.mktemp("generated")
+    """(prompts, completions, what the generator drew): 20 rows, 8 at a time over the 8 devices."""
+    folder, drawn, draw = tmp_path_factory.mktemp("generated"), {}, Generator.__call__
     prompts = write_rows(folder / "prompts.jsonl", ROWS)
-    generate(model, prompts, folder / "out.jsonl", "--batch-size", "8", "--logps")
-    return prompts, folder / "out.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Generator, "__call__", lambda *args: (drawn.update(batch) or batch for batch in draw(*args)))
+        generate(model, prompts, folder / "out.jsonl", "--batch-size", "8", "--logps")
+    return prompts, folder / "out.jsonl", drawn
 
 
 def test_each_row_gets_its_completions_in_its_place(generated, tokenizer):
     assert sorted(p.name for p in generated[1].parent.iterdir()) == ["out.jsonl", "prompts.jsonl"]
     rows = read_rows(generated[1])
     new = {"completions", "tokens", "finish_reasons", "logps"}
-    for row, asked in zip(rows, ROWS, strict=True):
+    for i, (row, asked) in enumerate(zip(rows, ROWS, strict=True)):
         renamed = {("prompt_tokens" if name == "tokens" else name): value for name, value in asked.items()}
         assert {name: value for name, value in row.items() if name not in new} == renamed
-        assert [tokenizer.decode(tokens) for tokens in row["tokens"]] == row["completions"]
+        assert row["tokens"] == [c.tokens for c in generated[2][i]]
+        assert row["completions"] == [tokenizer.decode(tokens) for tokens in row["tokens"]]
         assert len(row["tokens"]) == 4 and len({tuple(tokens) for tokens in row["tokens"]}) > 1
         for tokens, logps, reason in zip(row["tokens"], row["logps"], row["finish_reasons"], strict=True):
             assert len(tokens) == len(logps) <= 8 and reason == ("stop" if tokens[-1] == 1 else "length")
@@ -121,7 +124,7 @@ def test_prompts_are_encoded_as_in_training(model, generated, tokenizer, tmp_pat
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(model, generated, tmp_path, monkeypatch, capsys):
-    prompts, whole = generated
+    prompts, whole, _ = generated
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     draw, done_before = Generator.__call__, []
 
