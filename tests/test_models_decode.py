@@ -20,7 +20,7 @@ from helpers import (
     wide,
 )
 
-from r1jax.models import attention
+from r1jax.models import attention, decoder
 from r1jax.models.decoder import Cache
 from r1jax.sharding import Layout, use
 
@@ -82,9 +82,12 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize("apart", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_decoding_equals_the_full_forward(name, monkeypatch):
+def test_decoding_equals_the_full_forward(name, apart, monkeypatch):
+    """With each layer cut out of its stack before the loop, and with layers scanned within it."""
     monkeypatch.setattr(attention, "DECODE_BUCKET", 4)  # completions of 10 go through buckets of 4, 8 and 10
+    monkeypatch.setattr(decoder, "LAYERS_APART", 1 << 30 if apart else 0)
     config = MODELS[name]
     state = random_state(config)
     assert relative_error(cached_logits(config, state), full_logits(config, state)) < 1e-5
@@ -141,10 +144,10 @@ def test_decoding_visits_every_bucket(monkeypatch):
     def read(weights, entries, segment):
         if segment == "own" and entries.shape[2] > 1:
             jax.debug.callback(functools.partial(visited.append, entries.shape[2]))
-        return weights.sum(axis=-1, keepdims=True)
+        return jnp.zeros((1, 1, 1, 1, 1))
 
     def score(entries, segment):
-        return jnp.zeros((1, 1, 1, 1, entries.shape[1 if segment == "shared" else 2]))
+        return jnp.zeros((*entries.shape[:-1], 1, 1, 1) if segment == "shared" else (*entries.shape[:-1], 1, 1))
 
     completion = jnp.zeros((1, 1, 10, 1))
     args = (jnp.zeros((1, 2, 1)), jnp.ones((1, 2), bool), completion, jnp.zeros((1, 1, 1, 1)))
@@ -175,4 +178,4 @@ def test_decode_returns_the_experts_that_a_replay_reproduces():
 def test_mla_caches_the_latent_and_one_key_only():
     config = MODELS["mla"]
     _, entries, *_ = method(config, "prefill")(random_state(config), *problem()[:2])
-    assert [e.shape for e in entries] == [(2, 4, S, 24 + 16)] * 2
+    assert [e.shape for e in entries] == [(1, 4, S, 24 + 16)] * 4

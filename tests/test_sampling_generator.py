@@ -182,3 +182,14 @@ def test_what_cannot_work_is_refused_in_one_sentence(make):
     with pytest.raises(DataError, match=r"^the conversation has 59 tokens"):
         next(generator.stream([1] * 59))
     assert generator.statistics.tokens == 0
+
+
+def test_other_settings_share_the_weights_and_draw_as_a_generator_of_their_own(make):
+    first = make(1.0, n=2, config=DENSE)
+    other = first.with_sampling(SamplingConfig(0.7, num_generations=3, max_completion_length=SLOTS), 2)
+    assert other.state is first.state
+    drawn = tokens(draw(other, PROMPTS[:3]))
+    assert drawn == tokens(draw(make(0.7, n=3, config=DENSE, batch_size=2), PROMPTS[:3]))
+    assert {len(rows) for rows in drawn.values()} == {3} and first.statistics.tokens == 0
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        first.with_sampling(first.sampling, 0)

@@ -74,8 +74,8 @@ def causal_attention(
 
 
 def decode_attention(
-    score: Callable[[Float[Array, "..."], str], Float[Array, "P G Q H S"]],
-    read: Callable[[Float[Array, "P G Q H S"], Float[Array, "..."], str], Float[Array, "P G Q H V"]],
+    score: Callable[[Float[Array, "..."], str], Float[Array, "..."]],
+    read: Callable[[Float[Array, "..."], Float[Array, "..."], str], Float[Array, "P G Q H V"]],
     prompt: Float[Array, "P S *E"],
     prompt_mask: Bool[Array, "P S"],
     completion: Float[Array, "P G C *E"],
@@ -85,29 +85,39 @@ def decode_attention(
 ) -> Float[Array, "P G Q H V"]:
     """Q consecutive queries per row over prompt, completion and themselves (causally), in one softmax.
 
+    The segments are never put together: each is weighted by exponentials under the common maximum, and what was read is
+    divided by their common sum. Slots stay in front of queries and heads, as they lie in the cache, so that neither
+    the products nor the reductions over slots need it transposed.
+
     Args:
       score: scores of these queries against a segment's entries; told the segment's layout, "shared" for
-        [P, S, *E] (one copy for the group) or "own" for [P, G, S, *E].
+        [P, S, *E] (one copy for the group), which gives [P, S, G, Q, H], or "own" for [P, G, S, *E], [P, G, S, Q, H].
       read: the weighted sum of a segment's values, likewise.
       entries: what the queries' own tokens leave in the cache.
       step: completion slots already written, of all rows [] or of each [P, G]; the others are masked.
     """
-    among = jnp.tril(jnp.ones((entries.shape[2],) * 2, bool))[:, None]  # [Q, 1, Q]
+    q = entries.shape[2]
+    among = (jnp.arange(q)[:, None] <= jnp.arange(q))[..., None]  # [S=Q, Q, 1]
+    wide = jnp.promote_types(entries.dtype, jnp.float32)
+    axis = {"shared": 1, "own": 2}  # of the slots
 
     def over(slots: int) -> Float[Array, "P G Q H V"]:
-        written = completion[:, :, :slots]
-        seen = (jnp.arange(slots) < step[..., None])[..., None, None, :]
-        s_prompt = jnp.where(prompt_mask[:, None, None, None], score(prompt, "shared"), NEG_INF)
-        s_written = jnp.where(seen, score(written, "own"), NEG_INF)
-        s_own = jnp.where(among, score(entries, "own"), NEG_INF)
-        scores = jnp.concatenate([s_prompt, s_written, s_own], axis=-1) * scale
-        weights = softmax(scores, entries.dtype)
-        n = prompt.shape[1]
-        return (
-            read(weights[..., :n], prompt, "shared")
-            + read(weights[..., n : n + slots], written, "own")
-            + read(weights[..., n + slots :], entries, "own")
+        seen = jnp.arange(slots) < step[..., None]
+        segments = (
+            (prompt, "shared", prompt_mask[:, :, None, None, None]),
+            (completion[:, :, :slots], "own", seen[..., None, None]),
+            (entries, "own", among),
         )
+        scores = [jnp.where(mask, score(e, kind).astype(wide) * scale, NEG_INF) for e, kind, mask in segments]
+        peak = functools.reduce(
+            jnp.maximum, [s.max(axis=axis[kind]) for s, (_, kind, _) in zip(scores, segments, strict=True)]
+        )
+        total, out = 0.0, 0.0
+        for s, (e, kind, _) in zip(scores, segments, strict=True):
+            weights = jnp.exp(s - jnp.expand_dims(peak, axis[kind]))
+            total += weights.sum(axis=axis[kind])
+            out += read(weights.astype(e.dtype), e, kind).astype(wide)
+        return (out / total[..., None]).astype(entries.dtype)
 
     buckets = decode_buckets(completion.shape[2])
     if len(buckets) == 1:

@@ -5,12 +5,16 @@ One definition serves learning, sampling and evaluation. Layers of a kind are st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax import sharding
 from r1jax.configs.model import ModelConfig
 from r1jax.models.gqa import GQA
 from r1jax.models.layers import MLP, Embedding, RMSNorm, matmul, parameter
@@ -22,6 +26,9 @@ from r1jax.sharding import constrain, pin
 TOKENS = ("batch", "length")  # logical axes of whole sequences,
 PROMPTS = ("prompt", "length")  # of a rollout's prompts, which a group shares,
 ROWS = ("prompt", "group")  # and of one token per row of a rollout
+
+# Bytes of weights up to which decoding on CPU makes a copy of them, each layer by itself: see `decode_stacks`.
+LAYERS_APART = 256 << 20
 
 
 class Block(nnx.Module):
@@ -95,10 +102,21 @@ class Trunk:
 
 @struct.dataclass
 class Cache:
-    """The sampler's memory: per stack of layers (dense, MoE) one array each."""
+    """The sampler's memory: one array for each of `Decoder.decode_stacks`."""
 
     prompt: tuple[Float[Array, "L P S *E"], ...]
     completion: tuple[Float[Array, "L P G C *E"], ...]
+
+
+class Stack(NamedTuple):
+    """Layers of a kind, a leading axis in front of their arrays."""
+
+    graph: nnx.GraphDef
+    state: nnx.State
+
+
+def _layers(state: nnx.State) -> int:
+    return jax.tree.leaves(state)[0].shape[0]
 
 
 def _side_by_side(x: Array) -> Array:
@@ -111,8 +129,7 @@ def write_slots(
 ) -> Float[Array, "L P G C *E"]:
     """Puts entries into slots step .. step + Q - 1 of every row; slots past the last are left out."""
     if step.ndim == 0:
-        start = (0, 0, 0, step) + (0,) * (entries.ndim - 4)
-        return lax.dynamic_update_slice(completion, entries, start)
+        return lax.dynamic_update_slice_in_dim(completion, entries, step, axis=3)
     p, g, q = (
         jnp.arange(n).reshape(shape) for n, shape in zip(entries.shape[1:4], ((-1, 1, 1), (-1, 1), (-1,)), strict=True)
     )
@@ -150,9 +167,35 @@ class Decoder(nnx.Module):
         head = self.head
         return matmul(hidden.astype(head.dtype), head)
 
-    def _stacks(self):
-        """(module, per-layer config) of each stack that exists, in order."""
+    def _stacks(self) -> list[Block]:
+        """Each stack that exists, in order."""
         return [m for m in (self.dense_layers, self.moe_layers) if m is not None]
+
+    def decode_stacks(self) -> list[Stack]:
+        """The stacks as decoding runs through them, to be made outside of the loop over steps.
+
+        A scan over layers cuts each out of its stack, which on CPU copies it, at every step: that takes as long as the
+        step itself. So where a copy of all weights is small, every layer is made a stack of its own, once. A cache has
+        an array a stack: `by_stack` cuts what a prefill gives in the same way.
+        """
+        stacks = [nnx.split(stack) for stack in self._stacks()]
+        if not self._layers_apart():
+            return [Stack(graph, state) for graph, state in stacks]
+        return [
+            Stack(graph, jax.tree.map(lambda a, i=i: a[i : i + 1], state))
+            for graph, state in stacks
+            for i in range(_layers(state))
+        ]
+
+    def by_stack(self, entries: tuple[Float[Array, "L P S *E"], ...]) -> tuple[Float[Array, "L P S *E"], ...]:
+        """A prompt's cache entries, given for dense and for MoE layers, in the parts of `decode_stacks`."""
+        return tuple(e[i : i + 1] for e in entries for i in range(len(e))) if self._layers_apart() else entries
+
+    def _layers_apart(self) -> bool:
+        layout = sharding.current()
+        alone = layout is None or layout.mesh.size == 1
+        size = sum(leaf.nbytes for stack in self._stacks() for leaf in jax.tree.leaves(nnx.state(stack)))
+        return alone and jax.default_backend() == "cpu" and size <= LAYERS_APART
 
     def trunk(
         self,
@@ -190,7 +233,7 @@ class Decoder(nnx.Module):
             if self.config.remat:
                 layer = jax.checkpoint(layer)
             chosen = experts if stack is self.moe_layers else None
-            x, (entry, routing) = lax.scan(layer, x, (state, chosen), unroll=self._unroll(stack))
+            x, (entry, routing) = lax.scan(layer, x, (state, chosen), unroll=self._unroll(state))
             entries.append(entry)
         return Trunk(self.norm(x), routing, tuple(entries) if want_entries else None)
 
@@ -231,7 +274,7 @@ class Decoder(nnx.Module):
         """Logits of the token after each prompt, the prompts' cache entries, and the routers' choices."""
         trunk = self.trunk(tokens, want_entries=True, names=PROMPTS)
         last = jnp.take_along_axis(trunk.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.logits(last), trunk.entries, trunk.routing
+        return self.logits(last), self.by_stack(trunk.entries), trunk.routing
 
     def decode(
         self,
@@ -240,9 +283,11 @@ class Decoder(nnx.Module):
         cache: Cache,
         prompt_mask: Bool[Array, "P S"],
         step: Int[Array, ""],
+        stacks: Sequence[Stack] | None = None,
     ) -> tuple[Float[Array, "P G V"], Cache, Int[Array, "L P G k"] | None]:
         """Reads one token per row, whose completion slot is `step`: next logits, the cache with it, its experts."""
-        x, cache, experts = self.decode_several(tokens[..., None], positions[..., None], cache, prompt_mask, step)
+        tokens, positions = tokens[..., None], positions[..., None]
+        x, cache, experts = self.decode_several(tokens, positions, cache, prompt_mask, step, stacks)
         return self.logits(x[:, :, 0]), cache, experts
 
     def decode_several(
@@ -252,27 +297,28 @@ class Decoder(nnx.Module):
         cache: Cache,
         prompt_mask: Bool[Array, "P S"],
         step: Int[Array, "*PG"],
+        stacks: Sequence[Stack] | None = None,
     ) -> tuple[Float[Array, "P G Q D"], Cache, Int[Array, "L P G*Q k"] | None]:
         """Reads Q consecutive tokens per row into its slots from `step` on: final states, the cache, their experts.
 
-        `step` is one number for all rows, or each row's own.
+        `step` is one number for all rows, or each row's own; `stacks` are `decode_stacks()`, made outside of a loop.
         """
         cos, sin = cos_sin(self.config, _side_by_side(positions))
         x = constrain(self.embed(_side_by_side(tokens)), *ROWS, None)
-        completion, routing = [], None
-        for i, stack in enumerate(self._stacks()):
-            graph, state = nnx.split(stack)
+        completion, experts = [], []
+        stacks = self.decode_stacks() if stacks is None else stacks
+        for (graph, state), prompt, written in zip(stacks, cache.prompt, cache.completion, strict=True):
 
             def layer(x, xs, graph=graph):
                 state, prompt, written = xs
                 x, entries, routing = nnx.merge(graph, state).decode(x, cos, sin, prompt, prompt_mask, written, step)
                 return x, (entries, routing)
 
-            xs = (state, cache.prompt[i], cache.completion[i])
-            x, (entries, routing) = lax.scan(layer, x, xs, unroll=self._unroll(stack))
+            x, (entries, routing) = lax.scan(layer, x, (state, prompt, written), unroll=self._unroll(state))
             # One write for the whole stack, after it has been read: the cache is updated in place.
-            completion.append(write_slots(cache.completion[i], entries, step))
-        experts = None if routing is None else routing.experts
+            completion.append(write_slots(written, entries, step))
+            experts += [] if routing is None else [routing.experts]
+        experts = jnp.concatenate(experts) if experts else None
         x = self.norm(x).reshape(*tokens.shape, -1)
         return x, cache.replace(completion=tuple(completion)), experts
 
@@ -312,9 +358,8 @@ class Decoder(nnx.Module):
 
         return tuple(room(e) for e in entries)
 
-    def _unroll(self, stack: Block) -> int:
-        layers = self.config.num_moe_layers if stack is self.moe_layers else self.config.first_k_dense_replace
-        return min(self.config.scan_unroll, layers)
+    def _unroll(self, state: nnx.State) -> int:
+        return min(self.config.scan_unroll, _layers(state))
 
     def _positions(self, tokens: Array, positions: Array | None) -> Array:
         return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions

@@ -77,16 +77,17 @@ class GQA(nnx.Module):
         heads = (self.kv_heads, q.shape[2] // self.kv_heads)  # n: key/value head, m: query head within it
         q = by_row(q.reshape(*q.shape[:2], *heads, -1), completion)
         letters = {"shared": "psnk", "own": "pgsnk"}
-        flat = lambda a: a.reshape(*a.shape[:3], -1, a.shape[-1])  # noqa: E731
+        scores = {"shared": "psgqnm", "own": "pgsqnm"}
 
         def score(entries, segment):
-            keys = entries[..., 0, :, :]
-            return flat(jnp.einsum(f"pgqnmk,{letters[segment]}->pgqnms", q, keys, precision=prec))
+            s = jnp.einsum(f"{letters[segment]},pgqnmk->{scores[segment]}", entries[..., 0, :, :], q, precision=prec)
+            return s.reshape(*s.shape[:4], -1)
 
         def read(weights, entries, segment):
-            weights = weights.reshape(*weights.shape[:3], *heads, -1)
+            weights = weights.reshape(*weights.shape[:4], *heads)
             values = entries[..., 1, :, :]
-            return flat(jnp.einsum(f"pgqnms,{letters[segment]}->pgqnmk", weights, values, precision=prec))
+            out = jnp.einsum(f"{scores[segment]},{letters[segment]}->pgqnmk", weights, values, precision=prec)
+            return out.reshape(*out.shape[:3], -1, out.shape[-1])
 
         out = decode_attention(score, read, prompt, prompt_mask, completion, entries, step, self.scale)
         out = out.reshape(*x.shape[:2], *out.shape[3:])

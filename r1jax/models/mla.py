@@ -97,11 +97,13 @@ class MLA(nnx.Module):
         entries = by_row(self._entry(x, cos, sin), completion)
         letters = {"shared": "pse", "own": "pgse"}
 
+        scores = {"shared": "psgqh", "own": "pgsqh"}
+
         def score(entries, segment):
-            return jnp.einsum(f"pgqhe,{letters[segment]}->pgqhs", q, entries, precision=prec)
+            return jnp.einsum(f"{letters[segment]},pgqhe->{scores[segment]}", entries, q, precision=prec)
 
         def read(weights, entries, segment):  # keys and all: cutting the latents out would copy the cache
-            return jnp.einsum(f"pgqhs,{letters[segment]}->pgqhe", weights, entries, precision=prec)
+            return jnp.einsum(f"{scores[segment]},{letters[segment]}->pgqhe", weights, entries, precision=prec)
 
         latent = decode_attention(score, read, prompt, prompt_mask, completion, entries, step, self.scale)
         latent = latent[..., : self.rank].reshape(*x.shape[:2], *latent.shape[3:-1], self.rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -65,26 +66,29 @@ class Generator:
         speculative: bool = False,
         seed: int = 0,
     ):
-        check_field(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
         mesh = sharding.make_mesh({}, jax.local_devices()[:1]) if mesh is None else mesh
-        self.config, self.tokenizer, self.sampling, self.batch_size = config, tokenizer, sampling, batch_size
+        check_sampling(config, sampling, mesh, batch_size, speculative)
+        self.config, self.tokenizer, self._speculative = config, tokenizer, speculative
         self.layout, self.key = sharding.Layout(mesh, "sample"), jax.random.key(seed)
-        self.statistics = Statistics()
-        for field, value, axis in (("batch_size", batch_size, "prompt"), ("n", sampling.num_generations, "group")):
-            parts = self.layout.size(axis)
-            check_field(value % parts == 0, field, value, f"must be a multiple of {parts}, the mesh's {axis} devices")
-        if speculative and not config.num_nextn_predict_layers:
-            raise ConfigError(
-                "speculative=True: this model has no prediction module (num_nextn_predict_layers=0) to draft with"
-            )
-        graph, state = nnx.split(model)
+        self._graph, state = nnx.split(model)
         self.state = self._jit(lambda state: sharding.relay(state, self.layout, config.dtype))(state)
-        make = make_speculative_sampler if speculative else make_sampler
-        stops = (graph, sampling, tokenizer.eos_ids, tokenizer.pad_id)
-        self._speculative, self._sample = speculative, self._jit(make(*stops))
+        self._allowed = self._put(tokenizer.valid_ids(config.vocab_size), None)
+        self._prepare(sampling, batch_size)
+
+    def _prepare(self, sampling: SamplingConfig, batch_size: int) -> None:
+        self.sampling, self.batch_size, self.statistics = sampling, batch_size, Statistics()
+        make = make_speculative_sampler if self._speculative else make_sampler
+        stops = (self._graph, sampling, self.tokenizer.eos_ids, self.tokenizer.pad_id)
+        self._sample = self._jit(make(*stops))
         begin, advance = make_decoding(*stops)
         self._begin, self._advance = self._jit(begin), self._jit(advance, donate_argnums=(1,))
-        self._allowed = self._put(tokenizer.valid_ids(config.vocab_size), None)
+
+    def with_sampling(self, sampling: SamplingConfig, batch_size: int) -> Generator:
+        """Another generator of the same weights, which it holds no second time. Raises `ConfigError` as this one."""
+        check_sampling(self.config, sampling, self.layout.mesh, batch_size, self._speculative)
+        other = copy.copy(self)
+        other._prepare(sampling, batch_size)
+        return other
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], done: frozenset[int] = frozenset()
@@ -128,14 +132,7 @@ class Generator:
 
     def check(self, prompt: Sequence[int], name: str) -> None:
         """Raises `DataError` for a prompt that the model cannot complete."""
-        room = self.config.max_position_embeddings - self.sampling.max_completion_length
-        if not prompt:
-            raise DataError(f"{name} has no tokens: give at least one (this tokenizer adds none at the front)")
-        if len(prompt) > room:
-            raise DataError(
-                f"{name} has {len(prompt)} tokens, which leaves no room for {self.sampling.max_completion_length} more "
-                f"in the model's {self.config.max_position_embeddings} positions; shorten it, or lower --max-tokens"
-            )
+        check_prompt(self.config, self.sampling, prompt, name)
 
     def _arrays(self, prompts: Sequence[Sequence[int]]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(tokens, lengths, limits) of a batch; missing rows repeat the last and may draw nothing."""
@@ -170,6 +167,33 @@ class Generator:
                 return function(*args)
 
         return under_layout
+
+
+def check_sampling(
+    config: ModelConfig, sampling: SamplingConfig, mesh: jax.sharding.Mesh, batch_size: int, speculative: bool = False
+) -> None:
+    """Raises `ConfigError` for what a `Generator` would refuse, before there is a model."""
+    check_field(batch_size >= 1, "batch_size", batch_size, "must be at least 1")
+    layout = sharding.Layout(mesh, "sample")
+    for field, value, axis in (("batch_size", batch_size, "prompt"), ("n", sampling.num_generations, "group")):
+        parts = layout.size(axis)
+        check_field(value % parts == 0, field, value, f"must be a multiple of {parts}, the mesh's {axis} devices")
+    if speculative and not config.num_nextn_predict_layers:
+        raise ConfigError(
+            "speculative=True: this model has no prediction module (num_nextn_predict_layers=0) to draft with"
+        )
+
+
+def check_prompt(config: ModelConfig, sampling: SamplingConfig, prompt: Sequence[int], name: str) -> None:
+    """Raises `DataError` for a prompt that the model cannot complete."""
+    length, positions = sampling.max_completion_length, config.max_position_embeddings
+    if not prompt:
+        raise DataError(f"{name} has no tokens: give at least one (this tokenizer adds none at the front)")
+    if len(prompt) > positions - length:
+        raise DataError(
+            f"{name} has {len(prompt)} tokens, which leaves no room for {length} more in the model's {positions} "
+            f"positions; shorten it, or lower --max-tokens"
+        )
 
 
 def completions(rollout: Any, row: int) -> list[Completion]:

@@ -124,6 +124,7 @@ def make_decoding(
         until: Int[Array, ""] | None = None,
     ) -> Decoding:
         model: Decoder = nnx.merge(graph, state)
+        stacks = model.decode_stacks()
         limits = jnp.minimum(max_lengths, slots)[:, None]
         prompt_mask = jnp.arange(decoding.cache.prompt[0].shape[2]) < prompt_lengths[:, None]
 
@@ -146,7 +147,7 @@ def make_decoding(
                 log_mass=put(r.log_mass, jnp.where(alive, drawn.log_mass, 0.0)),
             )
             positions = jnp.broadcast_to(prompt_lengths[:, None] + loop.step, tokens.shape)
-            logits, cache, chosen = model.decode(tokens, positions, loop.cache, prompt_mask, loop.step)
+            logits, cache, chosen = model.decode(tokens, positions, loop.cache, prompt_mask, loop.step, stacks)
             if r.experts is not None:
                 r = r.replace(experts=lax.dynamic_update_slice_in_dim(r.experts, chosen[:, :, :, None], loop.step, 3))
             finished = loop.finished | stopped | full

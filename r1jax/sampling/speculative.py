@@ -108,7 +108,8 @@ def make_speculative_sampler(
 
         # The prompt, and the first token, which nothing has drafted.
         trunk = model.trunk(prompts, want_entries=True, names=("prompt", "length"))
-        entries = tuple(constrain(e, None, "prompt", *(None,) * (e.ndim - 2)) for e in trunk.entries)
+        stacks, entries = model.decode_stacks(), model.by_stack(trunk.entries)
+        entries = tuple(constrain(e, None, "prompt", *(None,) * (e.ndim - 2)) for e in entries)
         module_entries = model.draft_prefill(prompts, trunk.hidden)
         last_state = jnp.take_along_axis(trunk.hidden, (prompt_lengths - 1)[:, None, None], axis=1)
         last_state = jnp.broadcast_to(last_state, (p, group, last_state.shape[-1]))
@@ -125,7 +126,7 @@ def make_speculative_sampler(
             alive, read = ~loop.finished, loop.rollout.lengths - 1
             pair = jnp.stack([loop.last, loop.draft], axis=-1)
             positions = starts[..., None] + read[..., None] + jnp.arange(2)
-            hidden, trunk, _ = model.decode_several(pair, positions, loop.trunk, trunk_mask, read)
+            hidden, trunk, _ = model.decode_several(pair, positions, loop.trunk, trunk_mask, read, stacks)
             (logp, log_mass), (next_logp, next_log_mass) = of(hidden[:, :, 0]), of(hidden[:, :, 1])
 
             # Verify the draft, or draw in its place what the draft's distribution has too little of.
