@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1jax.configs.training import GRPOConfig, OptimizerConfig, PretrainLossConfig, SamplingConfig
+from r1jax.configs.training import GRPOConfig, OptimizerConfig, SamplingConfig, SupervisedLossConfig
 from r1jax.errors import ConfigError
 
 
@@ -34,9 +34,9 @@ from r1jax.errors import ConfigError
         (GRPOConfig, "top_p", [0.0], [1.0]),
         (GRPOConfig, "top_k", [-1], [0]),
         (GRPOConfig, "max_completion_length", [0], [1]),
-        (PretrainLossConfig, "mtp_loss_weight", [-0.1], [0.0]),
-        (PretrainLossConfig, "balance_loss_weight", [-0.1], [0.0]),
-        (PretrainLossConfig, "bias_update_rate", [-0.1], [0.0]),
+        (SupervisedLossConfig, "mtp_loss_weight", [-0.1], [0.0]),
+        (SupervisedLossConfig, "balance_loss_weight", [-0.1], [0.0]),
+        (SupervisedLossConfig, "bias_update_rate", [-0.1], [0.0]),
     ],
 )
 def test_a_value_that_cannot_work_is_named(config, field, refused, allowed):

@@ -9,8 +9,10 @@ import pytest
 from r1jax.cli import main
 from r1jax.errors import CheckpointError, ConfigError
 from r1jax.recipes import r1_zero
-from r1jax.recipes.config import PRESETS, MeshConfig, check_same_run, parse_r1_zero
-from r1jax.recipes.r1_zero import check_layout, open_run, reward_functions
+from r1jax.recipes.config import PRESETS, MeshConfig, parse_r1_zero
+from r1jax.recipes.r1_zero import check_layout, reward_functions
+from r1jax.recipes.run_folder import open_run
+from r1jax.rewards import exact_answer_reward, format_reward
 from r1jax.sharding import make_mesh
 
 NANO = PRESETS["nano"]
@@ -49,6 +51,12 @@ def test_presets_are_chosen_first(args):
         (["--reward.timeout", "0"], "reward.timeout=0"),
         (["--reward.weights", "1.0", "nan"], "reward.weights=(1.0, nan)"),
         (["--base.rows", "0"], "base.rows=0"),
+        (
+            ["--reward.gate", "accuracy"],
+            "reward.gate='accuracy': must be one of reward.functions: exact_answer, format",
+        ),
+        (["--reward.parameters", "formatt.strict=1"], "reward.parameters='formatt': no such function"),
+        (["--reward.parameters", "format.strict"], "reward.parameters='format.strict': write FUNCTION.PARAMETER=VALUE"),
     ],
 )
 def test_values_that_cannot_work_are_refused_on_the_command_line(args, message, capsys, monkeypatch):
@@ -76,9 +84,9 @@ def test_help_lists_the_settings(capsys):
 
 def test_a_run_may_go_further_and_lie_elsewhere(tmp_path):
     earlier = NANO.as_json()
-    check_same_run(NANO, earlier)
-    check_same_run(dataclasses.replace(NANO, steps=1000, run_dir=tmp_path, keep_checkpoints=5, save_every=3), earlier)
-    check_same_run(dataclasses.replace(NANO, resume=False), earlier)
+    NANO.check_same_run(earlier)
+    dataclasses.replace(NANO, steps=1000, run_dir=tmp_path, keep_checkpoints=5, save_every=3).check_same_run(earlier)
+    dataclasses.replace(NANO, resume=False).check_same_run(earlier)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_a_run_may_go_further_and_lie_elsewhere(tmp_path):
 )
 def test_a_changed_setting_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
-        check_same_run(dataclasses.replace(NANO, **change), NANO.as_json())
+        dataclasses.replace(NANO, **change).check_same_run(NANO.as_json())
 
 
 def test_changed_code_is_named_as_well():
@@ -100,22 +108,22 @@ def test_changed_code_is_named_as_well():
     earlier = NANO.as_json()
     earlier["model"]["hidden_size"] = 64
     with pytest.raises(ConfigError, match=r"model\.hidden_size=128: .* model\.hidden_size=64"):
-        check_same_run(NANO, earlier)
+        NANO.check_same_run(earlier)
     earlier = NANO.as_json()
     del earlier["eval"]["k"]
     with pytest.raises(ConfigError, match=r"eval\.k="):
-        check_same_run(NANO, earlier)
+        NANO.check_same_run(earlier)
     earlier = NANO.as_json()
     earlier["eval"]["patience"] = 3
     with pytest.raises(ConfigError, match=r"eval\.patience=None: .* eval\.patience=3"):
-        check_same_run(NANO, earlier)
+        NANO.check_same_run(earlier)
 
 
 def test_steps_may_not_change_under_a_schedule_that_depends_on_them():
     config = dataclasses.replace(NANO, optimizer=dataclasses.replace(NANO.optimizer, lr_scheduler_type="cosine"))
-    check_same_run(config, config.as_json())
+    config.check_same_run(config.as_json())
     with pytest.raises(ConfigError, match=r"steps=1000: .*cosine"):
-        check_same_run(dataclasses.replace(config, steps=1000), config.as_json())
+        dataclasses.replace(config, steps=1000).check_same_run(config.as_json())
 
 
 # ------------------------------------------------------------------------------------------------- the run's folder
@@ -213,7 +221,59 @@ def test_reward_functions_are_looked_up_before_anything_is_trained():
     twins = dataclasses.replace(NANO.reward, functions=("format", "r1jax.rewards:format_reward"))
     with pytest.raises(ConfigError, match="two are called 'format_reward'"):
         reward_functions(twins)
-    assert reward_functions(NANO.reward) == {"exact_answer_reward": "exact_answer", "format_reward": "format"}
+    functions = {"exact_answer_reward": exact_answer_reward, "format_reward": format_reward}
+    assert reward_functions(NANO.reward) == functions
+
+
+SOFT = "soft_overlong_punishment"
+
+
+def test_parameters_of_reward_functions(tmp_path):
+    """From the command line to a function that is called with them, by way of config.json."""
+    args = ["--reward.functions", "exact_answer", SOFT, "cosine_scaled", "--reward.gate", "exact_answer"]
+    args += ["--reward.parameters", f"{SOFT}.max_completion_len=40", f"{SOFT}.soft_punish_cache=8"]
+    args += ["cosine_scaled.accuracy=exact_answer", "cosine_scaled.max_len=40"]
+    config = parse_r1_zero(args).reward
+    assert config.parameters == {
+        SOFT: {"max_completion_len": 40, "soft_punish_cache": 8},
+        "cosine_scaled": {"accuracy": "exact_answer", "max_len": 40},
+    }
+    assert config.gate == "exact_answer"
+    functions = reward_functions(config)
+    assert list(functions) == ["exact_answer_reward", "soft_overlong_punishment_reward", "cosine_scaled_reward"]
+    soft = functions["soft_overlong_punishment_reward"]
+    assert soft(prompts=["p"], completions=["c"], completion_ids=[[1] * 36], answer=["8"]) == [-0.5]
+    kept = json.loads(json.dumps(parse_r1_zero(args).as_json()))["reward"]
+    assert kept["parameters"] == config.parameters and kept["gate"] == "exact_answer"
+    assert type(config)(**{**kept, "functions": tuple(kept["functions"]), "weights": tuple(kept["weights"])}) == (
+        dataclasses.replace(config, weights=(1.0, 1.0, 1.0))
+    )
+
+
+@pytest.mark.parametrize(
+    "functions, parameters, message",
+    [
+        (("format", SOFT), {}, f"'{SOFT}' needs max_completion_len and soft_punish_cache"),
+        (("format",), {"format": {"strict": 1}}, "'format' has no parameter 'strict'; it takes none"),
+        ((SOFT,), {SOFT: {"max_completion_len": 4, "soft_punish_cache": 9}}, "soft_punish_cache=9"),
+        (("test_recipes_config:scaled",), {"test_recipes_config:scaled": {"scala": 2}}, "'scala'; it takes scale"),
+    ],
+)
+def test_parameters_are_checked_before_anything_is_trained(functions, parameters, message, tmp_path, monkeypatch):
+    reward = dataclasses.replace(NANO.reward, functions=functions, weights=None, parameters=parameters)
+    monkeypatch.setattr(r1_zero, "open_run", lambda config: pytest.fail("the run has begun"))
+    with pytest.raises(ConfigError, match=message):
+        r1_zero.run(dataclasses.replace(NANO, run_dir=tmp_path, reward=reward))
+
+
+def scaled(prompts, completions, scale=1.0, **columns):
+    return [scale] * len(completions)
+
+
+def test_parameters_of_one_s_own_function():
+    name = f"{__name__}:scaled"
+    config = parse_r1_zero(["--reward.functions", name, "--reward.parameters", f"{name}.scale=2.5"]).reward
+    assert reward_functions(config)["scaled"](prompts=["p"], completions=["c"]) == [2.5]
 
 
 def test_the_configuration_survives_json():

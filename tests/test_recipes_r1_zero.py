@@ -41,7 +41,8 @@ ARGS = (
 REWARD = """
 import os, time
 
-def scripted(prompts, completions, **columns):
+def scripted(prompts, completions, completion_ids, **columns):
+    assert all(1 <= len(ids) <= 8 for ids in completion_ids)
     with open(os.environ["REWARD_MODE"]) as file:
         mode = file.read()
     if mode == "raise":
@@ -133,6 +134,7 @@ def test_what_a_run_leaves(finished):
     assert [row["step"] for row in rows(finished, "pretrain")] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows(finished) if "loss" in row] == [1, 2, 3]
     assert [row["step"] for row in rows(finished) if "eval/cons@2" in row] == [0, 2, 3]  # before, every 2, last
+    assert all(row["reflection/all"] == 0 for row in rows(finished) if "loss" in row)  # sums say neither wait nor but
     assert steps(finished) == [2, 3]
     assert "<html" in (finished / "report.html").read_text()
     assert json.loads((finished / "config.json").read_text())["grpo"]["num_prompts"] == 8
@@ -223,9 +225,7 @@ def test_a_second_process_is_kept_out_of_a_run(copy):
     before = (copy / "metrics.jsonl").read_bytes()
     with (copy / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(
-            ConfigError, match="another process is running there; wait for it"
-        ):
+        with pytest.raises(ConfigError, match="another process is running there; wait for it"):
             run(copy, "--steps", "4")
     assert (copy / "metrics.jsonl").read_bytes() == before and steps(copy) == [2, 3]
 

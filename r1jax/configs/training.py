@@ -144,7 +144,7 @@ class GRPOConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainLossConfig:
+class SupervisedLossConfig:
     """Weights of the pretraining loss; defaults are DeepSeek-V3's (section 4.2)."""
 
     mtp_loss_weight: float = 0.3

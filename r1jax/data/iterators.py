@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypeVar
 import grain
 import numpy as np
 
+from r1jax.data.conversations import Example
 from r1jax.data.corpus import CorpusConfig, Document, documents
-from r1jax.data.packing import pack
+from r1jax.data.packing import first_fit, pack
 from r1jax.data.problems import Problem
 from r1jax.data.templates import render_r1_zero
 from r1jax.data.tokenizer import Tokenizer, from_bos
@@ -126,6 +127,41 @@ class PretrainBatches:
         _check_step(step)
         docs = documents(self._config, self._seed, step * self.documents_per_step, self.documents_per_step)
         return pack(encode_documents(docs, self._tokenizer), self._length, rows=self._rows)
+
+
+class SFTBatches:
+    """Packed batches [rows, length] of `epochs` passes over the examples, each in an order of its own, by `seed`.
+
+    A batch takes examples in order until one fits no row; that one begins the next, so that every example is learned
+    once an epoch. Batches straddle epochs; only the last may be far from full. All of this is known beforehand:
+    `len()` is the number of batches, and any of them is made at once.
+    """
+
+    def __init__(self, examples: Sequence[Example], rows: int, length: int, epochs: int, seed: int):
+        for name, value, least in (("rows", rows, 1), ("length", length, 2), ("epochs", epochs, 1)):
+            check_field(value >= least, name, value, f"an integer >= {least}")
+        lengths = np.array([len(example.tokens) for example in examples])
+        check_field(bool(len(examples)), "len(examples)", len(examples), "give at least one example")
+        check_field(lengths.max() <= length, "length", length, f"the longest example has {lengths.max()} tokens")
+        self._examples, self._rows, self._length = examples, rows, length
+        orders = [np.random.default_rng([seed, epoch]).permutation(len(examples)) for epoch in range(epochs)]
+        self._order = np.concatenate(orders)
+        self._starts = [0]
+        while self._starts[-1] < len(self._order):
+            # No batch can take more examples than it has tokens.
+            window = self._order[self._starts[-1] : self._starts[-1] + rows * length]
+            self._starts.append(self._starts[-1] + len(first_fit(lengths[window], length, rows)))
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        _check_step(step)
+        if step >= len(self):
+            raise IndexError(f"step {step}: there are {len(self)}")
+        chosen = [self._examples[i] for i in self._order[self._starts[step] : self._starts[step + 1]]]
+        tokens, masks = [example.tokens for example in chosen], [example.mask for example in chosen]
+        return pack(tokens, self._length, self._rows, masks)
 
 
 def prefetch(batches: Indexable[T], start: int, stop: int | None = None, depth: int = 2) -> Iterator[T]:

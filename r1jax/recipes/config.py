@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,9 +12,10 @@ from typing import Any
 
 from r1jax.configs.model import ModelConfig
 from r1jax.configs.presets import model_preset
-from r1jax.configs.training import GRPOConfig, MeshConfig, OptimizerConfig, PretrainLossConfig, SamplingConfig
+from r1jax.configs.training import GRPOConfig, MeshConfig, OptimizerConfig, SamplingConfig, SupervisedLossConfig
 from r1jax.data.corpus import CorpusConfig
 from r1jax.errors import ConfigError, check_field
+from r1jax.recipes.run_folder import check_unchanged
 
 # The miniature's settings, which are the defaults: those of DeepSeek's classes are for a model of its size.
 _BASE_OPTIMIZER = OptimizerConfig(
@@ -41,7 +43,7 @@ class BaseConfig:
     length: int = 96
     """... of this many tokens."""
     corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
-    loss: PretrainLossConfig = dataclasses.field(default_factory=PretrainLossConfig)
+    loss: SupervisedLossConfig = dataclasses.field(default_factory=SupervisedLossConfig)
     optimizer: OptimizerConfig = _BASE_OPTIMIZER
 
     def __post_init__(self):
@@ -74,6 +76,10 @@ class RewardConfig:
     """Names r1jax knows, or package.module:function."""
     weights: tuple[float, ...] | None = None
     """One for each function; unless given, 1 each, but 0.2 for the format beside exact_answer."""
+    parameters: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Values for the functions' own parameters, by function as named above."""
+    gate: str | None = None
+    """One of the functions: what the others add counts only where it scores 1; what they take away always counts."""
     workers: int = 1
     timeout: float = 60.0
     """Seconds after which a batch's unfinished scores are given up."""
@@ -86,6 +92,19 @@ class RewardConfig:
             f"must hold one weight for each of the {len(self.functions)} reward functions",
         )
         check_field(all(map(math.isfinite, self.all_weights)), "reward.weights", self.weights, "must be finite")
+        for name in self.parameters:
+            check_field(
+                name in self.functions,
+                "reward.parameters",
+                name,
+                f"no such function is in reward.functions; use one of {', '.join(self.functions)}",
+            )
+        check_field(
+            self.gate is None or self.gate in self.functions,
+            "reward.gate",
+            self.gate,
+            f"must be one of reward.functions: {', '.join(self.functions)}",
+        )
         check_field(self.workers >= 1, "reward.workers", self.workers, "must be at least 1")
         check_field(self.timeout > 0, "reward.timeout", self.timeout, "must be positive")
 
@@ -148,6 +167,17 @@ class R1ZeroConfig:
             max_completion_length=self.grpo.max_completion_length,
         )
 
+    def check_same_run(self, earlier: dict[str, Any]) -> None:
+        """Raises `ConfigError` naming the first setting in which a resumed run differs from what began there."""
+        # What may change: where it lies and how far it goes, and nothing that it has already computed.
+        check_unchanged(self, earlier, ("run_dir", "resume", "steps", "keep_checkpoints", "save_every"))
+        scheduled = self.optimizer.lr_scheduler_type != "constant"
+        if scheduled and self.steps != earlier["steps"]:
+            raise ConfigError(
+                f"steps={self.steps}: the run in {self.run_dir} began with steps={earlier['steps']}, which its "
+                f"{self.optimizer.lr_scheduler_type} schedule depends on; use that value, or another --run-dir"
+            )
+
     def as_json(self) -> dict[str, Any]:
         """Everything that decides the run's numbers, as plain JSON."""
         values = dataclasses.asdict(self) | {"run_dir": str(self.run_dir), "model": dataclasses.asdict(self.model)}
@@ -159,9 +189,6 @@ PRESETS: dict[str, R1ZeroConfig] = {
     "nano": R1ZeroConfig(),
     "mini": R1ZeroConfig(preset="mini", run_dir=Path("runs/r1_zero_mini")),
 }
-
-# What may change when a run is resumed: where it lies and how far it goes, and nothing that it has already computed.
-RESUMABLE = ("run_dir", "resume", "steps", "keep_checkpoints", "save_every")
 
 
 def parse_r1_zero(args: Sequence[str] | None = None, prog: str = "r1jax r1-zero") -> R1ZeroConfig:
@@ -181,27 +208,37 @@ def parse_r1_zero(args: Sequence[str] | None = None, prog: str = "r1jax r1-zero"
     name = first.parse_known_args(args)[0].preset
     if name not in PRESETS:
         raise ConfigError(f"preset={name!r}: must be one of {', '.join(PRESETS)}")
-    return tyro.cli(R1ZeroConfig, default=PRESETS[name], args=args, prog=prog)
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_parameters_rule)
+    return tyro.cli(R1ZeroConfig, default=PRESETS[name], args=args, prog=prog, registry=registry)
 
 
-def check_same_run(config: R1ZeroConfig, earlier: dict[str, Any]) -> None:
-    """Raises `ConfigError` naming the first setting in which a resumed run differs from what began in its folder."""
+def _parameters_rule(field: Any) -> Any:
+    """How the command line spells `RewardConfig.parameters`: FUNCTION.PARAMETER=VALUE, with values in JSON."""
+    from tyro.constructors import PrimitiveConstructorSpec
 
-    def compare(now: Any, then: Any, name: str) -> None:
-        if isinstance(now, dict) and isinstance(then, dict):
-            for key in [*now, *(k for k in then if k not in now)]:
-                if name or key not in RESUMABLE:
-                    compare(now.get(key), then.get(key), f"{name}.{key}" if name else key)
-        elif now != then:
-            raise ConfigError(
-                f"{name}={now!r}: the run in {config.run_dir} began with {name}={then!r}; "
-                f"use that value, or another --run-dir"
-            )
+    if field.type != dict[str, dict[str, Any]]:
+        return None
 
-    compare(config.as_json(), earlier, "")
-    scheduled = config.optimizer.lr_scheduler_type != "constant"
-    if scheduled and config.steps != earlier["steps"]:
-        raise ConfigError(
-            f"steps={config.steps}: the run in {config.run_dir} began with steps={earlier['steps']}, which its "
-            f"{config.optimizer.lr_scheduler_type} schedule depends on; use that value, or another --run-dir"
-        )
+    def parse(arguments: list[str]) -> dict[str, dict[str, Any]]:
+        parameters: dict[str, dict[str, Any]] = {}
+        for argument in arguments:
+            name, equals, value = argument.partition("=")
+            function, dot, parameter = name.rpartition(".")
+            if not (equals and dot and function and parameter):
+                raise ConfigError(f"reward.parameters={argument!r}: write FUNCTION.PARAMETER=VALUE")
+            with contextlib.suppress(ValueError):  # what is no JSON is text as it stands
+                value = json.loads(value)
+            parameters.setdefault(function, {})[parameter] = value
+        return parameters
+
+    def spell(parameters: dict[str, dict[str, Any]]) -> list[str]:
+        return [f"{f}.{name}={json.dumps(value)}" for f, values in parameters.items() for name, value in values.items()]
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FUNCTION.PARAMETER=VALUE",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=spell,
+    )

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +15,36 @@ from r1jax.data.corpus import corpus_tokenizer
 from r1jax.data.iterators import PretrainBatches, PromptBatch, PromptBatches, encode_prompts
 from r1jax.data.problem_source import load_problems
 from r1jax.data.templates import R1_ZERO_CHAT_TEMPLATE
-from r1jax.errors import CheckpointError, ConfigError, DataError, check_field
+from r1jax.errors import ConfigError, DataError, check_field
 from r1jax.evaluation.evaluate import Scorer, evaluate
+from r1jax.evaluation.reflection import reflection_metrics
 from r1jax.evaluation.report import write_report
 from r1jax.progress import stage
-from r1jax.recipes.config import R1ZeroConfig, RewardConfig, check_same_run
-from r1jax.rewards import RewardPool, exact_answer_reward, format_reward, get_reward
+from r1jax.recipes.config import R1ZeroConfig, RewardConfig
+from r1jax.recipes.run_folder import alone, open_run
+from r1jax.rewards import (
+    RewardFunction,
+    RewardPool,
+    exact_answer_reward,
+    format_reward,
+    get_reward,
+    with_parameters,
+)
 from r1jax.rewards.arithmetic import answer_text
 from r1jax.runtime import compile_cache, keep_host_memory
-from r1jax.training.loop import GRPOTrainer, Runtime, Sampling, pretrain
+from r1jax.training.loop import GRPOTrainer, Runtime, Sampling, train_supervised
 from r1jax.training.metrics import MetricsLog, render_samples
 from r1jax.training.optimizer import make_optimizer, schedule
-from r1jax.training.pretrain import make_pretrain_update
 from r1jax.training.programs import Programs
-from r1jax.training.state import TrainState, init_state, model_graph, state_shardings, with_reference
+from r1jax.training.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    model_graph,
+    shardings_of,
+    with_reference,
+)
+from r1jax.training.supervised import make_supervised_update
 
 SCORER = Scorer(exact_answer_reward, answer_text, format_reward)
 _EVAL_PROMPTS = 64  # problems sampled at a time
@@ -52,24 +63,8 @@ def run(config: R1ZeroConfig) -> Path:
     reward_functions(config.reward)  # a misspelt name must not wait for the base model to be trained
     fresh = not (config.run_dir / "config.json").exists()
     run_dir = open_run(config)
-    with _alone(run_dir):
+    with alone(run_dir):
         return _run(config, mesh, run_dir, console, fresh)
-
-
-@contextlib.contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
-    """Keeps a second process out of a run's folder; the system lets go of it with the process."""
-    if jax.process_index():
-        yield
-        return
-    with (run_dir / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"run_dir={str(run_dir)!r}: another process is running there; wait for it, or use another --run-dir"
-            ) from None
-        yield
 
 
 def _run(config: R1ZeroConfig, mesh: jax.sharding.Mesh, run_dir: Path, console: Console, fresh: bool) -> Path:
@@ -115,37 +110,14 @@ def _run(config: R1ZeroConfig, mesh: jax.sharding.Mesh, run_dir: Path, console: 
     return report
 
 
-def open_run(config: R1ZeroConfig) -> Path:
-    """Makes or reopens the run's folder; its config.json must be the same run's."""
-    run_dir, path = config.run_dir, config.run_dir / "config.json"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if not config.resume:
-                raise ConfigError(
-                    f"run_dir={str(run_dir)!r}: already holds a run; choose another --run-dir, or resume it (--resume)"
-                )
-            check_same_run(config, json.loads(path.read_text()))
-        partial = path.with_name("config.json.partial")
-        partial.write_text(json.dumps(config.as_json(), indent=2))
-        os.replace(partial, path)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is damaged ({error}): use another --run-dir") from None
-    except OSError as error:
-        raise ConfigError(
-            f"run_dir={str(run_dir)!r}: cannot be written ({error.strerror}); choose a folder that can, with space left"
-        ) from None
-    return run_dir
-
-
-def reward_functions(config: RewardConfig) -> dict[str, str]:
-    """The settings' reward functions by the names that metrics give them."""
+def reward_functions(config: RewardConfig) -> dict[str, RewardFunction]:
+    """The settings' reward functions, with their parameters, by the names that metrics give them; in order."""
     functions = {}
     for setting in config.functions:
         function = get_reward(setting)
         name = getattr(function, "__name__", type(function).__name__)
         check_field(name not in functions, "reward.functions", config.functions, f"two are called {name!r}; rename one")
-        functions[name] = setting
+        functions[name] = with_parameters(setting, config.parameters.get(setting, {}))
     return functions
 
 
@@ -175,7 +147,7 @@ def check_layout(config: R1ZeroConfig, mesh: jax.sharding.Mesh) -> None:
 def base_model(config: R1ZeroConfig, runtime: Runtime, checkpoints: RunCheckpoints, done: int | None) -> TrainState:
     """The pretrained base: from nothing, from a checkpoint on the way, or the finished one."""
     optimizer = make_optimizer(config.base.optimizer, config.base.steps)
-    abstract = abstract_state(runtime, lambda key: init_state(config.model, optimizer, key))
+    abstract = abstract_state(lambda key: init_state(config.model, optimizer, key), runtime.learn)
     if done is None:
         key = runtime.key("init", 0)
         init = runtime.programs.compile(
@@ -191,23 +163,12 @@ def base_model(config: R1ZeroConfig, runtime: Runtime, checkpoints: RunCheckpoin
         _, state, _ = checkpoints.restore(abstract)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     runtime.console.print(f"{config.preset}: {parameters:,} parameters on {runtime.mesh.size} device(s)")
-    update = make_pretrain_update(config.model, runtime.graph, config.base.loss, optimizer)
+    update = make_supervised_update(config.model, runtime.graph, config.base.loss, optimizer)
     batches = PretrainBatches(config.base.corpus, runtime.tokenizer, config.base.rows, config.base.length, config.seed)
-    return pretrain(runtime, state, update, batches, checkpoints, config.base.steps, 5 * config.save_every)
-
-
-def abstract_state(runtime: Runtime, make: Any) -> TrainState:
-    """Shapes and shardings of the state that `make(key)` returns."""
-    shapes = jax.eval_shape(make, jax.random.key(0))
-    return jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place),
-        shapes,
-        state_shardings(shapes, runtime.learn),
+    steps, save_every = config.base.steps, 5 * config.save_every
+    return train_supervised(
+        runtime, state, update, batches, checkpoints, steps, save_every, "pretrain", "pretraining the base model"
     )
-
-
-def shardings_of(abstract: TrainState) -> Any:
-    return jax.tree.map(lambda a: a.sharding, abstract)
 
 
 def reinforce(
@@ -226,7 +187,7 @@ def reinforce(
     def fresh(state: TrainState) -> TrainState:
         return with_reference(state, optimizer, config.model.param_dtype)
 
-    abstract = abstract_state(runtime, lambda key: fresh(init_state(config.model, optimizer, key)))
+    abstract = abstract_state(lambda key: fresh(init_state(config.model, optimizer, key)), runtime.learn)
     if done is None:
         begin = runtime.programs.compile(
             "reference", fresh, base, layout=runtime.learn, out_shardings=shardings_of(abstract), run_once=True
@@ -254,7 +215,8 @@ def reinforce(
 
     functions = reward_functions(config.reward)
     weights = dict(zip(functions, config.reward.all_weights, strict=True))
-    with RewardPool(functions, weights, config.reward.workers, config.reward.timeout) as pool:
+    gate = dict(zip(config.reward.functions, functions, strict=True)).get(config.reward.gate)
+    with RewardPool(functions, weights, config.reward.workers, config.reward.timeout, gate=gate) as pool:
         prompts = PromptBatches(
             train, runtime.tokenizer, config.grpo.num_prompts, config.max_prompt_length, config.seed
         )
@@ -267,6 +229,7 @@ def reinforce(
             prompts,
             config.max_prompt_length,
             state,
+            reflection_metrics,
         )
         if done is None:
             _print_evaluation(runtime.console, "base model", evaluation(0))

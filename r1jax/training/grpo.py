@@ -19,6 +19,7 @@ from r1jax.losses.grpo import grpo_loss, loss_denominator
 from r1jax.losses.logprobs import next_token_logprobs
 from r1jax.models.decoder import Decoder
 from r1jax.sampling.sampler import Rollout, make_sampler
+from r1jax.training.accumulate import accumulate, split_rows
 from r1jax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -136,15 +137,10 @@ def _batched(batch: GRPOBatch, fn: Callable[[Array, int], Array]) -> GRPOBatch:
 
 
 def _microbatches(batch: GRPOBatch, count: int) -> GRPOBatch | None:
-    """Splits a batch into `count` parts in front, taking every count-th row, so that no row changes its device."""
+    """Splits a batch into `count` parts in front."""
     if count == 1:
         return None
-
-    def split(a: Array, axis: int) -> Array:
-        shape = (*a.shape[:axis], a.shape[axis] // count, count, *a.shape[axis + 1 :])
-        return jnp.moveaxis(a.reshape(shape), axis + 1, 0)
-
-    parts = _batched(batch, split)
+    parts = _batched(batch, lambda a, axis: split_rows(a, count, axis))
     return parts.replace(allowed=jnp.broadcast_to(batch.allowed, (count, *batch.allowed.shape)))
 
 
@@ -182,36 +178,17 @@ def make_grpo_update(
     def gradients(state: TrainState, batch: GRPOBatch):
         denominator = loss_denominator(config, batch.completion_mask, batch.counted)
 
-        def value_and_grad(*args):
-            value, grads = jax.value_and_grad(part_loss, has_aux=True)(*args)
-            return value, sharding.pin(grads)
+        def part_gradients(part: GRPOBatch):
+            (loss, (sums, gap)), grads = jax.value_and_grad(part_loss, has_aux=True)(
+                state.params, state.buffers, part, denominator
+            )
+            return (loss, sums, sharding.pin(grads)), gap
 
         parts = _microbatches(batch, config.num_microbatches)
-        if parts is None:
-            (loss, (sums, gap)), grads = value_and_grad(state.params, state.buffers, batch, denominator)
-            return loss, sums, gap, grads
-
-        def add(total, part):
-            (loss, (sums, gap)), grads = value_and_grad(state.params, state.buffers, part, denominator)
-            total_loss, total_sums, largest, total_grads = total
-            add_trees = lambda a, b: jax.tree.map(jnp.add, a, b)  # noqa: E731
-            return (
-                total_loss + loss,
-                add_trees(total_sums, sums),
-                jnp.maximum(largest, gap),
-                add_trees(total_grads, grads),
-            ), None
-
-        shapes = jax.eval_shape(
-            value_and_grad, state.params, state.buffers, jax.tree.map(lambda a: a[0], parts), denominator
-        )
-        (loss, (sums, gap)), _ = shapes
-        zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)  # noqa: E731
-        grads = jax.tree.map(jnp.zeros_like, state.params)
-        return lax.scan(add, (zeros(loss), zeros(sums), zeros(gap), grads), parts)[0]
+        return part_gradients(batch) if parts is None else accumulate(part_gradients, parts)
 
     def optimizer_step(state: TrainState, batch: GRPOBatch) -> tuple[TrainState, Metrics]:
-        loss, sums, gap, grads = gradients(state, batch)
+        (loss, sums, grads), gap = gradients(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         tokens = jnp.maximum(sums["tokens"], 1)

@@ -1,4 +1,4 @@
-"""The two training loops: pretraining a base model, and GRPO. Everything jitted is compiled once, before its loop."""
+"""The two training loops: on packed batches, and GRPO. Everything jitted is compiled once, before its loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import RewardError
 from r1jax.losses.grpo import group_advantages
 from r1jax.progress import stage
-from r1jax.rewards import RewardBatch, RewardPool
+from r1jax.rewards import RewardBatch, RewardHandle, RewardPool
 from r1jax.sampling.sampler import Rollout
 from r1jax.sampling.text import decode_completions
 from r1jax.training.grpo import (
@@ -36,9 +36,9 @@ from r1jax.training.grpo import (
     sync_reference,
 )
 from r1jax.training.metrics import MetricsLog
-from r1jax.training.pretrain import PackedBatch
 from r1jax.training.programs import Programs
 from r1jax.training.state import TrainState, state_shardings
+from r1jax.training.supervised import PackedBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +109,15 @@ class Sampling:
         return self._program(state, tokens, lengths, self.limits, self.allowed, key)
 
 
-# ------------------------------------------------------------------------------------------------ pretraining
+# --------------------------------------------------------------------------- pretraining, supervised fine-tuning
 
 
-def pretrain(
+def device_batch(runtime: Runtime, batch: dict[str, np.ndarray]) -> PackedBatch:
+    """A packed batch on the mesh."""
+    return PackedBatch(**{name: runtime.put(a, "batch", "length") for name, a in batch.items()})
+
+
+def train_supervised(
     runtime: Runtime,
     state: TrainState,
     update: Callable[[TrainState, PackedBatch], tuple[TrainState, Metrics]],
@@ -120,28 +125,40 @@ def pretrain(
     checkpoints: RunCheckpoints,
     steps: int,
     save_every: int,
+    phase: str,
+    title: str,
+    evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
 ) -> TrainState:
-    """Runs pretraining from state.step to `steps`; the last step is always saved."""
+    """Runs `update` on batch after batch from state.step to `steps`; the last step is always saved.
 
-    def device_batch(batch: dict[str, np.ndarray]) -> PackedBatch:
-        return PackedBatch(**{name: runtime.put(a, "batch", "length") for name, a in batch.items()})
-
+    Args:
+      phase: under which metrics are logged.
+      title: of the progress bar.
+      evaluate: asked before the first step and whenever a checkpoint is due, for metrics that are logged with it.
+    """
     first = int(state.step)
     if first == steps:
         return state
     out = (state_shardings(state, runtime.learn), None)
+    example = device_batch(runtime, batches[first])
     program = runtime.programs.compile(
-        "pretrain", update, state, device_batch(batches[first]), layout=runtime.learn, donate=(0,), out_shardings=out
+        phase, update, state, example, layout=runtime.learn, donate=(0,), out_shardings=out
     )
-    with stage("pretraining the base model", steps, first) as progress:
+    if evaluate is not None and first == 0:
+        runtime.log.write(phase, 0, evaluate(state, 0))
+    with stage(title, steps, first) as progress:
         for step, batch in enumerate(prefetch(batches, first, steps), first + 1):
             start = time.monotonic()
-            state, metrics = program(state, device_batch(batch))
+            state, metrics = program(state, device_batch(runtime, batch))
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            runtime.log.write("pretrain", step, metrics | {"time/update": time.monotonic() - start})
-            progress.advance(loss=metrics["loss"])
-            if step % save_every == 0 or step == steps:
-                checkpoints.save(step, state, {"phase": "pretrain", "seed": runtime.seed})
+            metrics["time/update"] = time.monotonic() - start
+            due = step % save_every == 0 or step == steps
+            if evaluate is not None and due:
+                metrics |= evaluate(state, step)
+            runtime.log.write(phase, step, metrics)
+            progress.advance(**{name: metrics[name] for name in ("loss", "eval_loss") if name in metrics})
+            if due:
+                checkpoints.save(step, state, {"phase": phase, "seed": runtime.seed})
     return state
 
 
@@ -161,13 +178,15 @@ class GRPOTrainer:
         prompts: Indexable[PromptBatch],
         prompt_length: int,
         state: TrainState,
+        text_metrics: Callable[[list[str]], dict[str, float]] = lambda completions: {},
     ):
-        self.runtime, self.config, self.rewards, self.prompts, self.schedule = (
+        self.runtime, self.config, self.rewards, self.prompts, self.schedule, self.text_metrics = (
             runtime,
             config,
             rewards,
             prompts,
             schedule,
+            text_metrics,
         )
         model, graph, learn = runtime.model, runtime.graph, runtime.learn
         self.sample = Sampling(
@@ -246,7 +265,7 @@ class GRPOTrainer:
         rollout, batch = clock("sample", self.sample(state.model_state, prompts, step))
         host = jax.device_get(rollout)
         completions = decode_completions(self.runtime.tokenizer, host)
-        scores = self._submit(prompts, completions)  # graded in worker processes ...
+        scores = self._submit(prompts, completions, host)  # graded in worker processes ...
         batch = self._lay_out(batch)
         if self.reference is not None:  # ... while the device computes what needs no reward
             batch = batch.replace(ref_logps=clock("logps", self.reference(state.ref_state, batch)))
@@ -267,14 +286,17 @@ class GRPOTrainer:
             state = self.sync(state)
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         metrics |= reward_metrics(rewards, host, advantages.zero_std)
+        metrics |= self.text_metrics([text for group in completions for text in group])
         metrics |= {"learning_rate": float(self.schedule(step))} | clock.seconds
         return state, metrics, _samples(prompts, completions, rewards)
 
-    def _submit(self, prompts: PromptBatch, completions: list[list[str]]):
+    def _submit(self, prompts: PromptBatch, completions: list[list[str]], rollout: Rollout) -> RewardHandle:
         g = self.config.num_generations
         columns = {name: [value for value in values for _ in range(g)] for name, values in prompts.columns.items()}
         flat = [text for group in completions for text in group]
-        return self.rewards.submit([prompt for prompt in prompts.prompts for _ in range(g)], flat, columns)
+        rows = rollout.completions.reshape(len(flat), -1)
+        ids = [row[:length] for row, length in zip(rows, rollout.lengths.reshape(-1), strict=True)]
+        return self.rewards.submit([prompt for prompt in prompts.prompts for _ in range(g)], flat, columns, ids)
 
 
 class _Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,3 +74,16 @@ def state_shardings(state: TrainState, layout: sharding.Layout) -> Any:
         opt_state=opt_state,
         ref_params=None if state.ref_params is None else params,
     )
+
+
+def abstract_state(make: Callable[[PRNGKeyArray], TrainState], layout: sharding.Layout) -> TrainState:
+    """Shapes and shardings of the state that `make(key)` returns."""
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, state_shardings(shapes, layout)
+    )
+
+
+def shardings_of(abstract: TrainState) -> Any:
+    """The shardings in what `abstract_state` returns."""
+    return jax.tree.map(lambda a: a.sharding, abstract)

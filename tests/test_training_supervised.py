@@ -1,4 +1,4 @@
-"""The pretraining update: losses of packed rows against documents taken one by one, balancing, and learning."""
+"""The update of pretraining and SFT: losses of packed rows against documents one by one, parts, balancing, learning."""
 
 import dataclasses
 import functools
@@ -10,16 +10,16 @@ import pytest
 from flax import nnx
 from helpers import graphdef, random_state, tiny_config
 
-from r1jax.configs.training import OptimizerConfig, PretrainLossConfig
+from r1jax.configs.training import OptimizerConfig, SupervisedLossConfig
 from r1jax.data.packing import pack
 from r1jax.models.moe import balance_bias
 from r1jax.training.optimizer import make_optimizer
-from r1jax.training.pretrain import PackedBatch, make_pretrain_update
 from r1jax.training.state import TrainState
+from r1jax.training.supervised import PackedBatch, make_supervised_update
 
 CONFIG = tiny_config(num_hidden_layers=2, first_k_dense_replace=1)
 T = 16
-LOSS = PretrainLossConfig(mtp_loss_weight=0.3, balance_loss_weight=0.01, bias_update_rate=0.02)
+LOSS = SupervisedLossConfig(mtp_loss_weight=0.3, balance_loss_weight=0.01, bias_update_rate=0.02)
 RNG = np.random.default_rng(0)
 DOCUMENTS = [RNG.integers(1, 64, n).tolist() for n in (7, 5, 9, 2, 3, 12, 1)]  # one too short for anything
 
@@ -32,7 +32,7 @@ def state_of() -> TrainState:
     return TrainState(jnp.int32(0), params, buffers, OPTIMIZER.init(params))
 
 
-program = jax.jit(make_pretrain_update(CONFIG, graphdef(CONFIG), LOSS, OPTIMIZER))
+program = jax.jit(make_supervised_update(CONFIG, graphdef(CONFIG), LOSS, OPTIMIZER))
 
 
 def batch_of(documents=DOCUMENTS, masks=None) -> PackedBatch:
@@ -92,6 +92,23 @@ def test_how_documents_share_rows_does_not_matter():
         assert float(here[name]) == pytest.approx(float(there[name]), rel=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_microbatches_change_nothing_but_rounding(count):
+    """Rows hold 2 to 14 targets: a mean over each part, or over each row, would be another loss."""
+    masks = [[t >= len(d) - 1 - i for t in range(len(d))] for i, d in enumerate(DOCUMENTS)]
+    batch = batch_of(masks=masks)
+    assert len(set(np.asarray(batch.loss_mask).sum(axis=1).tolist())) > 2
+    parts = make_supervised_update(CONFIG, graphdef(CONFIG), LOSS, OPTIMIZER, num_microbatches=count)
+    whole, metrics = program(state_of(), batch)
+    other, other_metrics = jax.jit(parts)(state_of(), batch)
+    assert jax.tree.map(float, other_metrics) == pytest.approx(jax.tree.map(float, metrics), rel=1e-5)
+    # Adam's first step is the gradient's sign: what tells gradients apart is its first moment.
+    for a, b in zip(jax.tree.leaves(other.opt_state), jax.tree.leaves(whole.opt_state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
+    for a, b in zip(jax.tree.leaves(other.buffers), jax.tree.leaves(whole.buffers), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_biases_move_against_the_load_of_real_tokens():
     before = state_of()
     batch = batch_of()
@@ -112,7 +129,7 @@ def test_biases_move_against_the_load_of_real_tokens():
 
 
 def test_a_prediction_module_without_weight_stays_as_it_is():
-    update = make_pretrain_update(CONFIG, graphdef(CONFIG), dataclasses.replace(LOSS, mtp_loss_weight=0.0), OPTIMIZER)
+    update = make_supervised_update(CONFIG, graphdef(CONFIG), dataclasses.replace(LOSS, mtp_loss_weight=0.0), OPTIMIZER)
     before = state_of()
     after, metrics = jax.jit(update)(before, batch_of())
     assert "mtp_loss" not in metrics or not metrics["mtp_loss"]
