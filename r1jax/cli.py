@@ -19,18 +19,47 @@ def r1_zero(args: Sequence[str]) -> None:
     recipe.run(config)
 
 
+def sft(args: Sequence[str]) -> None:
+    """Fine-tune a model on conversations, or on prompts and completions."""
+    import tyro
+
+    from r1jax.recipes import sft as recipe
+
+    recipe.run(tyro.cli(recipe.SFTConfig, prog="r1jax sft", args=args))
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Evaluate a checkpoint on benchmarks: sampled, judged, measured and reported."""
+    import tyro
+
+    from r1jax.commands import eval as command
+
+    command.evaluate(tyro.cli(command.EvalConfig, prog="r1jax eval", args=args))
+
+
+def score(args: Sequence[str]) -> None:
+    """Judge, measure and report completions that were made elsewhere."""
+    import tyro
+
+    from r1jax.commands import score as command
+
+    command.score(tyro.cli(command.ScoreConfig, prog="r1jax score", args=args))
+
+
 def report(args: Sequence[str]) -> None:
-    """Write report.html into a run's folder: scores, curves, timings and samples."""
+    """Write report.html into a folder: of a run, of an evaluation, or of several evaluations."""
     import tyro
 
     def options(run_dir: Path) -> Path:
-        """Write report.html into a run's folder: scores, curves, timings and samples.
+        """Write report.html into a folder: of a run, of an evaluation, or of several evaluations.
 
         Args:
-            run_dir: the run's folder, with its metrics.jsonl.
+            run_dir: the folder; may also be given without the option's name.
         """
         return run_dir
 
+    if args and not args[0].startswith("-"):
+        args = ["--run-dir", *args]
     run_dir = tyro.cli(options, prog="r1jax report", args=args)
 
     from r1jax.evaluation.report import write_report
@@ -65,12 +94,25 @@ def chat(args: Sequence[str]) -> None:
     command.chat(tyro.cli(command.ChatConfig, prog="r1jax chat", args=args))
 
 
+def decontaminate(args: Sequence[str]) -> None:
+    """Leave out training rows that share ten words in sequence with a benchmark."""
+    import tyro
+
+    from r1jax.commands import decontaminate as command
+
+    command.decontaminate(tyro.cli(command.DecontaminateConfig, prog="r1jax decontaminate", args=args))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "r1-zero": r1_zero,
+    "sft": sft,
+    "eval": evaluate,
+    "score": score,
     "report": report,
     "convert": convert,
     "generate": generate,
     "chat": chat,
+    "decontaminate": decontaminate,
 }
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from helpers import graphdef, make_layout, random_model, random_state, tiny_config, tiny_qwen2
+from helpers import graphdef, make_layout, random_model, random_state, shard, tiny_config, tiny_qwen2
 from hf_folders import deepseek_folder, qwen_folder, write_files
 
 from r1jax.checkpoints import hf
-from r1jax.checkpoints.model import open_model, save_model
+from r1jax.checkpoints.model import fingerprint, open_model, save_model
 from r1jax.checkpoints.run import RunCheckpoints
 from r1jax.configs import presets
 from r1jax.configs.training import OptimizerConfig
@@ -219,3 +219,15 @@ def test_where_nothing_lies_that_is_said(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=rf"{name} holds no model \(no config\.json, no model\.json\): point at"):
         open_model(tmp_path / name)
+
+
+def test_weights_are_known_by_their_bits():
+    """On any mesh the same; one bit of one parameter makes another model."""
+    config = tiny_qwen2(param_dtype="bfloat16", dtype="bfloat16")
+    state = random_state(config)
+    known = fingerprint(nnx.merge(graphdef(config), state))
+    assert fingerprint(nnx.merge(graphdef(config), shard(state, make_layout({"fsdp": 2, "tensor": 2})))) == known
+    leaves, treedef = jax.tree.flatten(state)
+    leaves[3] = np.array(leaves[3])
+    leaves[3].view(np.uint16).flat[5] ^= 1
+    assert fingerprint(nnx.merge(graphdef(config), treedef.unflatten(map(jnp.asarray, leaves)))) != known

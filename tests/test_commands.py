@@ -109,7 +109,7 @@ def test_each_row_gets_its_completions_in_its_place(generated, tokenizer):
 def test_prompts_are_encoded_as_in_training(model, generated, tokenizer, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(Generator, "__call__", lambda self, prompts, done: asked.extend(prompts) or iter(()))
-    monkeypatch.setattr("r1jax.commands.generate.Results.finish", lambda self, console: None)
+    monkeypatch.setattr("r1jax.commands.generate.Results.put", lambda self, console: None)
     generate(model, generated[0], tmp_path / "out.jsonl")
     assert [tokenizer.decode(ids) for ids in asked[:2]] == ["The cat", f"{USER}1 + 1{ASSISTANT}"]
     assert asked[2] == [0, 7, 9] and all(ids[0] == 0 and 0 not in ids[1:] for ids in asked)
@@ -187,6 +187,10 @@ def test_refusals_that_need_no_model(tmp_path, capsys):
         ('{"prompt": ["text"]}', 'must be an object with one of "prompt" (text)'),
         ('{"question": "text"}', 'must be an object with one of "prompt" (text)'),
         ('{"prompt": "text", "tokens": [1]}', 'must be an object with one of "prompt" (text)'),
+        ('{"prompt": "text", "completions": []}', "its field 'completions' has a name that the output needs"),
+        ('{"prompt": "text", "finish_reasons": 1}', "its field 'finish_reasons' has a name that the output needs"),
+        ('{"prompt": "text", "logps": 1}', "its field 'logps' has a name that the output needs"),
+        ('{"tokens": [1], "prompt_tokens": 1}', "its field 'prompt_tokens' has a name that the output needs"),
         ('{"messages": []}', "give at least one message"),
         ('{"messages": [{"role": "user"}]}', "make it a dict with a 'role' and a 'content'"),
         ('{"messages": [{"role": "judge", "content": ""}]}', "its chat template refuses"),
@@ -199,13 +203,22 @@ def test_refusals_that_need_no_model(tmp_path, capsys):
 def test_a_row_that_cannot_be_used_is_named(model, tmp_path, capsys, line, message):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(f'{{"prompt": "a"}}\n\n{line}\n{{"prompt": "b"}}\n')
-    args = ("--prompts", prompts, "--out", tmp_path / "out.jsonl", "--max-tokens", 8)
+    args = ("--prompts", prompts, "--out", tmp_path / "out.jsonl", "--max-tokens", 8, "--logps")
     sentence = refused(capsys, "generate", "--checkpoint", model, *args)
     assert f"{prompts} line 3" in sentence and message in sentence
     assert [p.name for p in tmp_path.iterdir()] == ["prompts.jsonl"]
 
 
-def test_a_model_that_does_not_fit_is_refused(model, tmp_path, capsys):
+def test_a_field_is_kept_that_the_output_does_not_need(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Generator, "__call__", lambda self, prompts, done: iter([[(0, [])]]))
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "a", "logps": 1, "prompt_tokens": 2}])
+    generate(model, prompts, tmp_path / "out.jsonl")
+    (row,) = read_rows(tmp_path / "out.jsonl")
+    assert (row["logps"], row["prompt_tokens"]) == (1, 2)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("r1jax.checkpoints.model.open_model", None)
     small = CONFIG.replace(vocab_size=64)
     hf.save(tmp_path / "small", random_model(small), small, assets=model)
     args = ("generate", "--prompt", "a", "--checkpoint")

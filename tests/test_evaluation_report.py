@@ -10,6 +10,7 @@ import pytest
 
 from r1jax.cli import main
 from r1jax.errors import ConfigError
+from r1jax.evaluation import evaluation_report
 from r1jax.evaluation.report import write_report
 from r1jax.training.metrics import MetricsLog
 
@@ -128,3 +129,113 @@ def test_command_line(tmp_path, capsys):
 def test_a_report_needs_no_jax():
     code = "import sys, r1jax.cli, r1jax.evaluation.report; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------- evaluations
+
+
+def problem(number, scores, texts=None, **fields):
+    row = {"id": f"p{number}", "problem": f"What is <b>{number}</b> & 1?", "answer": 2, "flags": []}
+    row |= {"pass@1": sum(map(bool, scores)) / len(scores), "scores": scores}
+    row |= {"completions": texts or ["text"] * len(scores), "tokens": [7] * len(scores)}
+    return row | fields
+
+
+def evaluation(folder, rows, name="mine", **changes):
+    """A finished evaluation's folder."""
+    folder.mkdir(parents=True)
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    k = max(len(row["completions"]) for row in rows)
+    rate = {"value": 0.5, "interval": [0.25, 0.75]}
+    result = {
+        "name": name, "title": f"The {name} problems", "judge": "exact", "k": k,
+        "metrics": {
+            "pass@1": rate, "pass@2": rate | {"value": 0.625}, f"cons@{k}": rate | {"value": 0.375},
+            "mean_length": {"value": 7.25, "interval": None}, "truncated": {"value": 0.1, "interval": None},
+            "level_1/pass@1": {"value": 0.125, "interval": None}, "Elo": {"value": 1500, "interval": None},
+        },
+        "counts": {"problems": len(rows), "completions": k * len(rows), "gradings that timed out": 3},
+        "reflection": {"wait": 4, "verify": 0}, "notes": ["something <i>left out</i>"],
+        "settings": {"checkpoint": "some/model", "seed": 0}, "version": "0.1.0",
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(result | changes))
+    return folder
+
+
+def page_of(folder):
+    source = write_report(folder).read_text()
+    page = Page(source)
+    assert all(link.startswith("#") for link in page.links)  # nothing is loaded from elsewhere
+    assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]\b", source)
+    return source, " ".join(page.text.split())
+
+
+def test_an_evaluation(tmp_path):
+    answers = {"answers": ["2", "2", "</b>", None], "majority": "2", "consensus": True}
+    rows = [
+        problem(
+            0, [1.0, 1.0, 0.0, None], ["<script>alert(1)</script>", "b", "c", "d" * 800], flags=["cut off"], **answers
+        ),
+        problem(1, [0.0] * 4),
+        problem(2, [1.0] * 4, finish_reasons=["stop", "length", "stop", "stop"]),
+        problem(3, [0.5] * 4) | {"pass@1": 0.0},
+        problem(4, [0.0] * 4, [""] * 4, flags=["not asked: too long"]) | {"tokens": [None] * 4},
+    ]
+    source, text = page_of(evaluation(tmp_path / "mine", rows))
+    assert "pass@1 50.0% 25.0–75.0%" in text and "pass@2 62.5% 25.0–75.0%" in text and "cons@4 37.5%" in text
+    assert "mean_length 7 truncated 10.0%" in text and "level_1/pass@1 12.5% Elo 1,500" in text
+    assert "gradings that timed out 3" in text and "something <i>left out</i>" in text
+    assert "wait 4 20.0" in text and "verify" not in text
+    assert "0/4 p4 What is <b>4</b> & 1? What is <b>4</b> & 1? answer 2 · not asked: too long Sometimes" in text
+    assert "Never right : 3 problems 0/4 p1 What is <b>1</b> & 1?" in text
+    assert "Sometimes right : 1 problem 2/4 p0" in text and "Always right : 1 problem 4/4 p2" in text
+    assert "answer 2 · votes 2 × 2, </b> × 1 · cut off" in text
+    assert "✓ right · answer 2 · 7 tokens · 1 of 4 <script>alert(1)</script>" in text
+    assert "✗ wrong · answer </b> · 7 tokens · 3 of 4 c" in text and "– unscored · 7 tokens · 4 of 4" in text
+    assert "✗ wrong (0.5)" in text and "✓ right · 7 tokens · length · 2 of 4" in text
+    assert re.search(r"<details>\s*<summary>[^d]*unscored", source)  # the long one is folded, a short one is not
+    assert re.search(r"<details open>\s*<summary>\s*<b class=\"right\">", source)
+    assert source.count("<svg") == 2 and "right 6" in text and "not right 10" in text
+    assert "some/model" in text and "seed 0" in text
+
+
+def test_several_evaluations(tmp_path):
+    evaluation(tmp_path / "b", [problem(0, [1.0, 0.0])], "b")
+    evaluation(tmp_path / "a", [problem(0, [1.0, 0.0])], "a")
+    essays = [{name: v for name, v in problem(1, [0.0]).items() if name not in ("pass@1", "scores")}]
+    evaluation(tmp_path / "c", essays, "c", metrics={}, judge=None, notes=["not scored: c is judged elsewhere"])
+    (tmp_path / "unfinished").mkdir()
+    source, text = page_of(tmp_path)
+    assert "problems k pass@1 cons@k pass@2 length cut off" in text
+    assert "a 1 2 50.0% 25.0–75.0 37.5% 25.0–75.0 62.5% 25.0–75.0 7 10.0%" in text and "c 1 1" in text
+    assert text.index("The a problems") < text.index("The b problems") < text.index("The c problems")
+    assert "not scored: c is judged elsewhere" in text and "Not judged here : 1 problem p1" in text
+    assert 'href="#a"' in source and 'id="a"' in source
+
+
+def test_a_large_evaluation_stays_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation_report, "PROBLEMS_SHOWN", 5)
+    monkeypatch.setattr(evaluation_report, "CHARACTERS_SHOWN", 2000)
+    long = "left " + "x" * 50_000 + " right"
+    rows = [problem(i, [0.0] * 15 + [1.0], [long] * 16) for i in range(300)]
+    source, text = page_of(evaluation(tmp_path / "large", rows))
+    shown, kept = evaluation_report.PROBLEMS_SHOWN, evaluation_report.CHARACTERS_SHOWN
+    assert len(source) < 100_000
+    assert f"Sometimes right : 300 problems, the first {shown} of them here, all in problems.jsonl" in text
+    assert f"{50_011 - kept:,} characters left out" in text and "left xxx" in text and "xxx right" in text
+    assert (
+        text.count("1/16 p0") == 1 and "✓ right · 7 tokens · 16 of 16" in text
+    )  # the one of its kind is among the four
+    assert text.split("1/16 p1 ")[0].count(" of 16 ") == 4
+
+
+def test_a_run_with_an_evaluation_inside_is_still_a_run(tmp_path):
+    whole_run(tmp_path)
+    evaluation(tmp_path / "mine", [problem(0, [1.0])])
+    assert "r1jax run report" in page_of(tmp_path)[1] and "r1jax evaluation report" in page_of(tmp_path / "mine")[1]
+
+
+def test_the_folder_may_stand_alone_on_the_command_line(tmp_path, capsys):
+    evaluation(tmp_path / "mine", [problem(0, [1.0])])
+    main(["report", str(tmp_path / "mine")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "mine" / "report.html")

@@ -37,7 +37,8 @@ def test_the_two_commands_are_there():
 
 
 def test_every_room_that_it_names_exists_and_every_room_is_named():
-    named = {name.rstrip("/") for name in re.findall(r"^\| `([\w/.]+)`", README, flags=re.MULTILINE)}
+    table = README.split("## What is where")[1].split("\n## ")[0]
+    named = {name.rstrip("/") for name in re.findall(r"^\| `([\w/.]+)`", table, flags=re.MULTILINE)}
     assert all((ROOT / name).exists() for name in named)
     rooms = {f"r1jax/{p.parent.name}" for p in (ROOT / "r1jax").glob("*/__init__.py")}
     assert rooms <= named

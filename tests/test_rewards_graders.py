@@ -1,4 +1,4 @@
-"""Format and accuracy rewards: every known way to be paid without earning it."""
+"""The exact answer's reward: every known way to be paid without earning it."""
 
 import time
 
@@ -10,50 +10,8 @@ from r1jax.rewards import exact_answer_reward, format_reward, get_reward
 GOOD = "<think>3+5=8</think><answer>8</answer>"
 
 
-def formatted(completion):
-    return format_reward(["p"], [completion], answer=["8"])[0]
-
-
 def exact(completion, answer="8"):
     return exact_answer_reward(["p"], [completion], answer=[answer], level=[1])[0]
-
-
-@pytest.mark.parametrize(
-    "completion", [GOOD, f" \n{GOOD}\n", "<think>\nlong\n\nthought\n</think>\n\n<answer> 8 </answer>\n"]
-)
-def test_format_accepts(completion):
-    assert formatted(completion) == 1.0
-
-
-@pytest.mark.parametrize(
-    "completion",
-    [
-        "",
-        "8",
-        "<answer>8</answer>",
-        "<think>3</think>",
-        "<think>3</think><think>5</think><answer>8</answer>",
-        "<think><think>3</think></think><answer>8</answer>",
-        "<think>3<think>5</think><answer>8</answer>",
-        "<think>3</think><answer>9<answer>8</answer>",
-        "<think></think><answer>8</answer>",
-        "<think> \n</think><answer>8</answer>",
-        "<think>3</think><answer></answer>",
-        "<think>3</think><answer> </answer>",
-        "<think>3</think><answer>8</answer><answer>8</answer>",
-        f"{GOOD} and so on",
-        f"Well, {GOOD}",
-        "<think>3</think> so <answer>8</answer>",
-        "<answer>8</answer><think>3</think>",
-        "<think>3<answer>8</answer></think>",
-        "<think>3<answer></think>8</answer>",
-        "</think>3<think><answer>8</answer>",
-        "<think>3</think><answer>8",
-        "<Think>3</Think><answer>8</answer>",
-    ],
-)
-def test_format_rejects(completion):
-    assert formatted(completion) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -96,7 +54,6 @@ def test_gold_answers():
 def test_time_is_linear_in_the_text():
     start = time.perf_counter()
     for tag in ("<think>", "<answer>", "<answer></answer>", "</think>"):
-        formatted(tag * 200_000)
         exact(tag * 200_000)
     assert time.perf_counter() - start < 5
 

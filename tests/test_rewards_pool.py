@@ -1,6 +1,8 @@
 """The reward pool: functions that fail, hang and die cost their own scores, or say whose fault it is."""
 
+import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -69,6 +71,20 @@ def stubborn(prompts, completions, path, **columns):
     child = subprocess.Popen(["sleep", "60"])
     Path(path[0]).write_text(f"{os.getpid()} {child.pid}")
     child.wait()
+
+
+def given_ids(prompts, completions, completion_ids, scale=1, **columns):
+    """The sum of each completion's token ids, which are lists of int as TRL passes them."""
+    assert all(type(ids) is list and all(type(i) is int for i in ids) for ids in completion_ids)
+    return [scale * sum(ids) for ids in completion_ids]
+
+
+def names_of_columns(prompts, completions, **columns):
+    return ["completion_ids" in columns] * len(completions)
+
+
+def well_formed(prompts, completions, **columns):
+    return [None if text == "none" else float(text.startswith("<")) for text in completions]
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +181,34 @@ def test_zero_weight_observes_only_and_a_negative_one_is_a_penalty():
         np.testing.assert_array_equal(score(pool, ["none", "b"]).total, [-3, -1])
 
 
+def test_token_ids_go_to_functions_that_name_them():
+    functions = {"ids": given_ids, "twice": functools.partial(given_ids, scale=2), "columns": names_of_columns}
+    tokens = np.arange(12, dtype=np.int32).reshape(3, 4)
+    with RewardPool(functions, rows_per_task=2) as pool:
+        ids = [row[:length] for row, length in zip(tokens, (4, 0, 2), strict=True)]
+        batch = pool.submit(["p"] * 3, ["a", "b", "c"], completion_ids=ids).result()
+        np.testing.assert_array_equal(batch.rewards, [[6, 12, 0], [0, 0, 0], [17, 34, 0]])
+        assert pool.submit(["p"], ["a"], completion_ids=[[1, 2]]).result().rewards[0, 0] == 3
+        with pytest.raises(RewardError, match="reward function 'ids' takes completion_ids"):
+            pool.submit(["p"], ["a"])
+        with pytest.raises(RewardError, match="'completion_ids' has 2 values for 1 completions"):
+            pool.submit(["p"], ["a"], completion_ids=[[1], [2]])
+
+
+def test_token_ids_that_nobody_asks_for_are_not_sent(pool, monkeypatch):
+    sent, dumps = [], pickle.dumps
+    monkeypatch.setattr("r1jax.rewards.pool.pickle.dumps", lambda value: sent.append(value) or dumps(value))
+    assert pool.submit(["p"], ["a"], {"level": [1]}, completion_ids=[[1, 2]]).result().total[0] == 1.5
+    assert [sorted(value) for value in sent] == [["completions", "level", "prompts"]]
+
+
+def test_a_gate_takes_what_the_others_add():
+    functions = {"word": by_name, "format": well_formed}
+    with RewardPool(functions, weights=[1.0, 0.5], gate="format") as pool:
+        np.testing.assert_array_equal(score(pool, ["<a", "aa", "none"]).total, [2.5, 0, np.nan])
+        np.testing.assert_array_equal(score(pool, ["<a", "aa"]).rewards, [[2, 1], [2, 0]])
+
+
 def test_scores_that_nobody_ends_are_timeouts():
     """A thread that is still replacing its worker has not put its tasks down when the batch is due."""
     batch = RewardHandle(("f",), np.ones(1, np.float32), rows=3, deadline=time.monotonic()).result()
@@ -180,6 +224,16 @@ def test_functions_that_a_worker_cannot_load():
 
     with pytest.raises(ConfigError, match="'mine' cannot be sent"):
         RewardPool({"mine": Gone()})
+
+
+def test_a_function_of_the_main_script(monkeypatch):
+    def mine(prompts, completions, scale=1.0, **columns): ...
+
+    mine.__module__, mine.__qualname__ = "__main__", "mine"
+    monkeypatch.setattr(sys.modules["__main__"], "mine", mine, raising=False)
+    for function in (mine, functools.partial(mine, scale=2.0)):
+        with pytest.raises(ConfigError, match=r"'mine' cannot be sent .* defined in the main script"):
+            RewardPool({"mine": function})
 
 
 def test_a_function_in_a_module_that_workers_cannot_import(tmp_path, monkeypatch):
@@ -204,6 +258,7 @@ def test_a_function_in_a_module_that_workers_cannot_import(tmp_path, monkeypatch
         ({"functions": [level], "timeout": 0}, "timeout"),
         ({"functions": [level], "rows_per_task": 0}, "rows_per_task"),
         ({"functions": ["no_such"]}, "no_such"),
+        ({"functions": [level], "gate": "format"}, "gate='format': must be one of level"),
     ],
 )
 def test_settings_are_checked(arguments, field):

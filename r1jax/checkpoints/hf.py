@@ -70,13 +70,8 @@ def load(
     """
     folder = Path(path)
     name = checked_dtype(dtype)
-    raw = read_json(folder / "config.json")
-    config = config_from_hf(raw, str(folder / "config.json"))
-    block = fp8_block(raw, str(folder / "config.json"))
-    files = TensorFiles(folder)
-    after = f"model.layers.{config.num_hidden_layers}."
-    if not any(tensor.startswith(after) for tensor in files.entries):
-        config = config.replace(num_nextn_predict_layers=0)  # transformers, for one, drops the module when it saves
+    config, files = describe(folder)
+    block = fp8_block(read_json(folder / "config.json"), str(folder / "config.json"))
     config = config.replace(dtype=name, param_dtype=name, **changes)
 
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
@@ -97,6 +92,16 @@ def load(
             loaded.append((at, variable.replace(value)))
             progress.advance()
     return nnx.merge(graph, nnx.from_flat_state(loaded)), config
+
+
+def describe(path: str | os.PathLike) -> tuple[ModelConfig, TensorFiles]:
+    """The shape of a published model, and its tensors, none of them read. Raises `CheckpointError`."""
+    folder = Path(path)
+    config, files = config_from_hf(read_json(folder / "config.json"), str(folder / "config.json")), TensorFiles(folder)
+    after = f"model.layers.{config.num_hidden_layers}."
+    if not any(tensor.startswith(after) for tensor in files.entries):
+        config = config.replace(num_nextn_predict_layers=0)  # transformers, for one, drops the module when it saves
+    return config, files
 
 
 def checked_dtype(dtype: jax.typing.DTypeLike) -> str:

@@ -10,6 +10,7 @@ is r1jax's own: no names to map, no transposes, saved and read by every host at 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -28,6 +29,14 @@ from r1jax.errors import CheckpointError, ConfigError
 from r1jax.models.decoder import Decoder
 
 DESCRIPTION = "model.json"
+
+
+class Described(NamedTuple):
+    """Where the weights are (None: in published files), their model's shape, and the folder of its tokenizer."""
+
+    weights: Path | None
+    config: ModelConfig
+    assets: Path
 
 
 class Opened(NamedTuple):
@@ -57,24 +66,53 @@ def open_model(
     Raises:
       CheckpointError: nothing that can be read lies there.
     """
+    weights, config, assets = describe(path)
+    if weights is None:
+        model, config = hf.load(path, dtype or jnp.float32, mesh, show_progress=show_progress, **changes)
+        return Opened(model, config, assets)
+    return Opened(*_restore(weights, config.replace(**changes), dtype, mesh), assets)
+
+
+def describe(path: str | os.PathLike) -> Described:
+    """What lies in `path`, without its weights. Raises `CheckpointError` where that is no model."""
     folder = Path(path)
+    if (folder / "model" / DESCRIPTION).exists():  # what supervised fine-tuning left in its run's folder
+        folder = folder / "model"
     if (folder / DESCRIPTION).exists():
         config = config_from_json(read_json(folder / DESCRIPTION), folder / DESCRIPTION)
-        weights, assets = folder / "weights", folder
-    elif (folder / "config.json").exists() and "grpo" in (run := read_json(folder / "config.json")):
+        return Described(folder / "weights", config, folder)
+    if (folder / "config.json").exists() and "grpo" in (run := read_json(folder / "config.json")):
         config = config_from_json(run.get("model"), folder / "config.json")
-        weights, assets = folder / "checkpoints" / "rl", folder / "world"
+        weights = folder / "checkpoints" / "rl"
         if RunCheckpoints(weights).latest_step() is None:
             weights = folder / "checkpoints" / "base"
-    elif (folder / "config.json").exists():
-        model, config = hf.load(folder, dtype or jnp.float32, mesh, show_progress=show_progress, **changes)
-        return Opened(model, config, folder)
-    else:
-        raise CheckpointError(
-            f"{folder} holds no model (no config.json, no {DESCRIPTION}): point at a published checkpoint, a converted "
-            f"one, or a run's folder"
-        )
-    return Opened(*_restore(weights, config.replace(**changes), dtype, mesh), assets)
+        return Described(weights, config, folder / "world")
+    if (folder / "config.json").exists():
+        return Described(None, hf.describe(folder)[0], folder)
+    raise CheckpointError(
+        f"{folder} holds no model (no config.json, no {DESCRIPTION}): point at a published checkpoint, a converted "
+        f"one, or a run's folder"
+    )
+
+
+def fingerprint(model: Decoder) -> str:
+    """16 hex digits of the parameters: whatever else changes, the same weights have the same, on any mesh.
+
+    The sum of each array's bits, as unsigned integers that wrap around, is exact in any order of addition.
+    """
+
+    @jax.jit
+    def sums(state: nnx.State) -> list[jax.Array]:
+        def bits(a: jax.Array) -> jax.Array:
+            size = min(a.dtype.itemsize, 4)  # wider ones become several
+            return jax.lax.bitcast_convert_type(a, f"uint{8 * size}").astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+        return [bits(a) for a in jax.tree.leaves(state)]
+
+    state = nnx.state(model)
+    named = [(str(path), str(v.get_value().dtype)) for path, v in nnx.to_flat_state(state)]
+    told = json.dumps([named, [int(s) for s in jax.device_get(sums(state))]])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def save_model(path: str | os.PathLike, model: Decoder, config: ModelConfig, assets: str | os.PathLike | None) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from r1jax.commands.results import Drawn, PartialRows, draw, read_rows
 from r1jax.configs.training import MeshConfig, SamplingConfig
 from r1jax.errors import ConfigError, DataError, check_field
 
@@ -73,75 +72,60 @@ class GenerateConfig:
 def generate(config: GenerateConfig) -> None:
     """Runs the command. An interrupted one goes on where it was: finished prompts are in `<out>.partial`."""
     from r1jax import sharding
-    from r1jax.checkpoints.model import open_model
+    from r1jax.checkpoints.model import describe, open_model
     from r1jax.data.hf_tokenizer import load_tokenizer
     from r1jax.data.tokenizer import check_fits
-    from r1jax.progress import stage
-    from r1jax.sampling.generator import Generator
+    from r1jax.sampling.generator import Generator, check_prompt, check_sampling
 
     console = Console()
-    named = {"--prompt": {"prompt": config.prompt}} if config.prompts is None else read_rows(config.prompts)
+    named = {"--prompt": {"prompt": config.prompt}} if config.prompts is None else read_prompts(config)
     rows = list(named.values())
     if config.out is not None and config.out.exists():
         raise ConfigError(f"--out {config.out} is already there: choose another file, or remove it")
     if config.out is not None and not config.out.absolute().parent.is_dir():
         raise ConfigError(f"--out {config.out}: the folder {config.out.parent} is not there; make it first")
     mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
-    model, shape, assets = open_model(config.checkpoint, config.dtype, mesh, show_progress=config.out is not None)
+    _, shape, assets = describe(config.checkpoint)
     tokenizer = load_tokenizer(assets)
     check_fits(tokenizer, shape.vocab_size, assets)
     if config.max_tokens is None:
         config = dataclasses.replace(config, max_tokens=min(512, shape.max_position_embeddings // 2))
-    prompts = encode_rows(named, tokenizer, assets, config)
     devices = sharding.Layout(mesh, "sample").size("prompt")
     batch_size = min(config.batch_size, -(-len(rows) // devices) * devices)
+    check_sampling(shape, config.sampling, mesh, batch_size, config.speculative)
+    prompts = encode_rows(named, tokenizer, assets, config)
+    for where, prompt in zip(named, prompts, strict=True):
+        check_prompt(shape, config.sampling, prompt, where)
+
+    model, shape, _ = open_model(config.checkpoint, config.dtype, mesh, show_progress=config.out is not None)
     generator = Generator(
         model, shape, tokenizer, config.sampling,
         mesh=mesh, batch_size=batch_size, speculative=config.speculative, seed=config.seed,
     )  # fmt: skip
     del model  # the generator has its own, laid out for sampling
-    for where, prompt in zip(named, prompts, strict=True):
-        generator.check(prompt, where)
-
-    results = Results(config, rows, batch_size)
-    start, before, ended = time.monotonic(), len(results.done), 0
-    with stage("generating", len(rows), before, console=console if config.out else Console(stderr=True)) as progress:
-        for batch in generator(prompts, frozenset(results.done)):
-            for i, drawn in batch:
-                results.add(i, [tokenizer.decode(c.tokens) for c in drawn], drawn)
-                ended += sum(c.finish_reason == "stop" for c in drawn)
-            rate = generator.statistics.tokens / (time.monotonic() - start)
-            progress.advance(len(batch), **{"tokens/s": rate})
-    results.finish(console)
+    with Results(config, rows, batch_size) as results:
+        told = console if config.out else Console(stderr=True)
+        drawn = draw(generator, prompts, results, told, logps=config.logps)
+        results.put(console)
     if config.out is not None:
-        _summarise(console, generator.statistics, (len(rows) - before) * config.n, ended, time.monotonic() - start)
+        _summarise(console, generator.statistics, drawn)
 
 
-def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of a jsonl file of prompts, each by its file and line. Raises `DataError` naming them."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would part texts at U+2028 too
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--prompts {path} cannot be read ({error}): give a jsonl file") from None
-    rows = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair could not be written out again
-        except ValueError as error:
-            raise DataError(f"{path} line {number} is no JSON ({error}): mend or remove it") from None
+def read_prompts(config: GenerateConfig) -> dict[str, dict[str, Any]]:
+    """The rows of the jsonl file of prompts, each by its file and line. Raises `DataError` naming them."""
+    rows = dict(read_rows(config.prompts, "--prompts"))
+    written = ["completions", "finish_reasons", *(["logps"] if config.logps else [])]
+    for where, row in rows.items():
         kinds = {"prompt": str, "messages": list, "tokens": list}
         found = [k for k in kinds if isinstance(row, dict) and k in row]
         if len(found) != 1 or not isinstance(row[found[0]], kinds[found[0]]):
             raise DataError(
-                f'{path} line {number}: must be an object with one of "prompt" (text), "messages" (a list of role and '
-                f'content) or "tokens" (a list of ids)'
+                f'{where}: must be an object with one of "prompt" (text), "messages" (a list of role and content) or '
+                f'"tokens" (a list of ids)'
             )
-        rows[f"{path} line {number}"] = row
-    if not rows:
-        raise DataError(f"--prompts {path} has no rows: give at least one prompt")
+        taken = [k for k in (*written, *(["prompt_tokens"] if "tokens" in row else [])) if k in row]
+        if taken:
+            raise DataError(f"{where}: its field {taken[0]!r} has a name that the output needs; rename it")
     return rows
 
 
@@ -175,82 +159,38 @@ def encode_rows(
     return out
 
 
-class Results:
-    """The rows of the output: appended to `<out>.partial` as they come, and put in order and in place at the end."""
+class Results(PartialRows):
+    """The rows of the output: in `<out>.partial` as they come, and put in order and in place at the end."""
 
     def __init__(self, config: GenerateConfig, rows: Sequence[dict[str, Any]], batch_size: int):
         self.config, self.rows = config, rows
-        self.done: dict[int, dict[str, Any]] = {}
-        self._file = None
-        if config.out is None:
-            return
         settings = {k: str(v) for k, v in dataclasses.asdict(config).items() if k not in ("out", "prompts", "prompt")}
         settings |= {"batch_size": batch_size, "rows": hashlib.sha256(json.dumps(list(rows)).encode()).hexdigest()}
-        self._partial = config.out.with_name(f"{config.out.name}.partial")
-        if self._partial.exists():
-            self._take_up(settings)
-        # Without the line that a kill may have cut short.
-        _write(self._partial, ({"settings": settings}, *({"row": i} | row for i, row in self.done.items())))
-        self._file = self._partial.open("a", encoding="utf-8")
+        super().__init__(config.out and config.out.with_name(f"{config.out.name}.partial"), settings)
 
-    def _take_up(self, settings: dict[str, Any]) -> None:
-        for number, line in enumerate(self._partial.read_text(encoding="utf-8", errors="replace").split("\n")):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                break
-            if number == 0 and value.get("settings") != settings:
-                raise ConfigError(
-                    f"{self._partial} was begun with other prompts or settings: use those again, or remove it"
-                )
-            if number:
-                self.done[value.pop("row")] = value
-
-    def add(self, i: int, texts: list[str], drawn: Sequence[Any]) -> None:
-        result = {
-            "completions": texts,
-            "tokens": [c.tokens for c in drawn],
-            "finish_reasons": [c.finish_reason for c in drawn],
-        }
-        if self.config.logps:
-            result["logps"] = [c.logps for c in drawn]
-        self.done[i] = result
-        if self._file is not None:
-            self._file.write(json.dumps({"row": i} | result, ensure_ascii=False) + "\n")
-            self._file.flush()
-
-    def finish(self, console: Console) -> None:
-        if self._file is None:
+    def put(self, console: Console) -> None:
+        """Writes the output file, or prints the completions where none was asked for."""
+        if self.path is None:
             for i in sorted(self.done):
                 for number, text in enumerate(self.done[i]["completions"], 1):
                     if len(self.rows) * self.config.n > 1:
                         console.rule(f"prompt {i + 1}, completion {number}")
                     print(text)
             return
-        self._file.close()
         # The prompt's own ids would be hidden by the completions'.
         kept = ({("prompt_tokens" if k == "tokens" else k): v for k, v in row.items()} for row in self.rows)
-        _write(self.config.out, (row | self.done[i] for i, row in enumerate(kept)))
-        self._partial.unlink()
+        self.finish(self.config.out, (row | self.done[i] for i, row in enumerate(kept)))
         console.print(f"written: {self.config.out}", soft_wrap=True, highlight=False)
 
 
-def _write(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    """A jsonl file, whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    os.replace(unfinished, path)
-
-
-def _summarise(console: Console, statistics: Any, completions: int, ended: int, seconds: float) -> None:
+def _summarise(console: Console, statistics: Any, drawn: Drawn) -> None:
     table = Table()
     cells = {
-        "completions": f"{completions}",
+        "completions": f"{drawn.completions}",
         "tokens": f"{statistics.tokens}",
-        "mean length": f"{statistics.tokens / max(completions, 1):.1f}",
-        "stopped": f"{ended / max(completions, 1):.0%}",
-        "tokens/s": f"{statistics.tokens / seconds:.1f}",
+        "mean length": f"{statistics.tokens / max(drawn.completions, 1):.1f}",
+        "stopped": f"{drawn.ended / max(drawn.completions, 1):.0%}",
+        "tokens/s": f"{statistics.tokens / drawn.seconds:.1f}",
     }
     if statistics.passes != statistics.tokens:
         accepted = statistics.accepted / max(statistics.passes, 1)

@@ -41,7 +41,18 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike) -> "ChatTemplate":
-        """The template of a checkpoint folder. Raises `DataError` where there is none, or its file is damaged.
+        """The template of a checkpoint folder. Raises `DataError` where there is none, or its file is damaged."""
+        template = cls.find(folder)
+        if template is None:
+            raise DataError(
+                f"folder {os.fspath(folder)!r} has no chat template (chat_template.jinja, or a chat_template in "
+                "tokenizer_config.json): it holds a base model; copy the template of one that chats"
+            )
+        return template
+
+    @classmethod
+    def find(cls, folder: str | os.PathLike) -> "ChatTemplate | None":
+        """The template of a checkpoint folder, None where there is none. Raises `DataError` for a damaged one.
 
         First of: chat_template.jinja with additional_chat_templates/*.jinja, chat_template.json, tokenizer_config.json.
         """
@@ -56,10 +67,7 @@ class ChatTemplate:
         for name in ("chat_template.json", "tokenizer_config.json"):
             templates = templates or read_json(folder / name).get("chat_template")
         if not templates:
-            raise DataError(
-                f"folder {os.fspath(folder)!r} has no chat template (chat_template.jinja, or a chat_template in "
-                "tokenizer_config.json): it holds a base model; copy the template of one that chats"
-            )
+            return None
         if isinstance(templates, list):
             try:
                 templates = {entry["name"]: entry["template"] for entry in templates}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from r1jax.data.tokenizer import Tokenizer
-from r1jax.evaluation.metrics import cons_at_k, pass_at_1
+from r1jax.evaluation.benchmarks.base import Problem
+from r1jax.evaluation.metrics import cons_per_problem
+from r1jax.evaluation.scoring import Grades, Samples, is_right, measure, measure_texts
 from r1jax.sampling.sampler import Rollout
 from r1jax.sampling.text import decode_completions
 
@@ -37,17 +40,22 @@ def evaluate(
     per_sample = {name: [value for value in values for _ in range(k)] for name, values in columns.items()}
     repeated = [prompt for prompt in prompts for _ in range(k)]
     scores = scorer.correct(repeated, flat, **per_sample)
-    correct = np.array([score or 0.0 for score in scores]).reshape(-1, k)
     answers = [[scorer.answer(text) for text in group] for group in texts]
     formatted = scorer.well_formed(repeated, flat, **per_sample)
-    metrics = {
-        "eval/pass@1": pass_at_1(correct),
-        f"eval/cons@{k}": cons_at_k(answers, columns["answer"]),
-        "eval/mean_length": float(np.mean(rollout.lengths)),
-        "eval/format": float(np.mean([score or 0.0 for score in formatted])),
-        "eval/truncated": float(np.mean(rollout.truncated)),
-        "eval/unscored": float(np.mean([score is None for score in scores])),
-    }
+    reasons = np.where(rollout.truncated, "length", "stop")
+    samples = [
+        Samples(Problem(str(i), prompt, {}), texts[i], rollout.lengths[i].tolist(), reasons[i].tolist())
+        for i, prompt in enumerate(prompts)
+    ]
+    grades = [
+        Grades(scores[i * k : (i + 1) * k], [None] * k, answers[i], consensus=bool(right))
+        for i, right in enumerate(cons_per_problem(answers, columns["answer"], operator.eq))
+    ]
+    measured = measure(samples, grades)[0] | measure_texts(samples)
+    names = ("pass@1", f"cons@{k}", "mean_length", "truncated", "unscored")
+    metrics = {f"eval/{name}": measured[name]["value"] for name in names}
+    metrics["eval/format"] = float(np.mean([score or 0.0 for score in formatted]))
+    correct = np.array([is_right(score) for score in scores], np.float64).reshape(-1, k)
     if "level" in columns:
         levels = np.asarray(columns["level"])
         metrics |= {f"eval/level_{n}/pass@1": float(correct[levels == n].mean()) for n in sorted(set(levels.tolist()))}

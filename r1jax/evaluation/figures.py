@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -36,8 +37,7 @@ def curve(rows: Sequence[Mapping], name: str, label: str, smooth: bool = False) 
 
 def draw(curves: Sequence[Curve], alt: str, percent: bool = False) -> str:
     """An `<svg>` element of all `curves` on one pair of axes; the n-th has the colour `--series-n`."""
-    figure = Figure(figsize=(5.6, 2.7), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes()
     for number, line in enumerate(curves, start=1):
         colour = _STAND_INS[f"--series-{number}"]
         marker = {"marker": "o", "markersize": 3.5} if len(line.steps) <= 40 and not line.smooth else {}
@@ -51,7 +51,33 @@ def draw(curves: Sequence[Curve], alt: str, percent: bool = False) -> str:
     return _inline(figure, alt)
 
 
-def _style(axes) -> None:
+def draw_histogram(
+    groups: Mapping[str, Sequence[float]], edges: Sequence[float], alt: str, xlabel: str, percent: bool = False
+) -> str:
+    """An `<svg>` element of how many values lie between `edges`, the groups stacked.
+
+    `groups` are values by the colour of their bars, as in "--series-1"; `percent`: the values are shares.
+    """
+    figure, axes = _axes()
+    counts = [np.histogram(values, edges)[0] for values in groups.values()]
+    bottom = np.zeros(len(edges) - 1)
+    for colour, count in zip(groups, counts, strict=True):
+        axes.bar(edges[:-1], count, np.diff(edges) * 0.92, bottom, align="edge", color=_STAND_INS[colour], linewidth=0)
+        bottom += count
+    _style(axes, xlabel)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if percent:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
+    return _inline(figure, alt)
+
+
+def _axes() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.6, 2.7), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _style(axes, xlabel: str = "step") -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_STAND_INS["--rule"])
@@ -60,7 +86,7 @@ def _style(axes) -> None:
     axes.tick_params(which="both", length=0, labelcolor=_STAND_INS["--muted"], labelsize=8.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    axes.set_xlabel("step", color=_STAND_INS["--muted"], fontsize=8.5, loc="right")
+    axes.set_xlabel(xlabel, color=_STAND_INS["--muted"], fontsize=8.5, loc="right")
     axes.margins(x=0.02, y=0.08)
 
 

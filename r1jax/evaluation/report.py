@@ -1,17 +1,15 @@
 """A run as one page: report.html, self-contained, from what the run's folder holds at this moment."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from r1jax.errors import check_field
+from r1jax.evaluation.evaluation_report import evaluation_folders, write_evaluation_report
 from r1jax.evaluation.figures import Curve, curve, draw
+from r1jax.evaluation.pages import write_page
 from r1jax.training.metrics import read_jsonl
 
 Row = Mapping[str, Any]
@@ -30,20 +28,16 @@ DIAGNOSTICS = (  # metric, title, what to look for
 def write_report(run_dir: Path) -> Path:
     """Writes `run_dir/report.html` (atomically) and returns its path.
 
-    A run that has not finished gives a shorter page that says what is absent. Raises `ConfigError` if there is no such
-    folder.
+    A run that has not finished gives a shorter page that says what is absent. The folder of an evaluation, or of
+    several, gets a page of its own kind. Raises `ConfigError` if there is no such folder.
     """
     run_dir = Path(run_dir)
-    check_field(run_dir.is_dir(), "run_dir", str(run_dir), "no such folder; give the folder of a run")
-    source = resources.files("r1jax.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.from_string(source).render(_content(run_dir))
-    partial = run_dir / "report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, run_dir / "report.html")
-    return run_dir / "report.html"
+    check_field(run_dir.is_dir(), "run_dir", str(run_dir), "no such folder; give the folder of a run or an evaluation")
+    if not (run_dir / "metrics.jsonl").exists() and (folders := evaluation_folders(run_dir)):
+        return write_evaluation_report(run_dir, folders)
+    if _json(run_dir / "config.json").get("kind") == "sft":
+        return write_page(run_dir, "sft.html.j2", _sft_content(run_dir))
+    return write_page(run_dir, "report.html.j2", _content(run_dir))
 
 
 def _content(run_dir: Path) -> dict[str, Any]:
@@ -54,17 +48,46 @@ def _content(run_dir: Path) -> dict[str, Any]:
     config, compile_times = _json(run_dir / "config.json"), _json(run_dir / "compile_times.json")
     return {
         "title": run_dir.resolve().name,
+        "kind": "run",
         "facts": _facts(pretraining, rl, evaluations, compile_times),
         "headline": _headline(evaluations),
         "evaluated": [row["step"] for row in evaluations],
         "paper_figures": _paper_figures(rl, evaluations),
         "reward_figure": _reward_figure(rl),
-        "diagnostics": [_figure([curve(rl, name, name, smooth=True)], *words) for name, *words in DIAGNOSTICS],
+        "diagnostics": [_figure([curve(rl, name, name, smooth=True)], *words) for name, *words in DIAGNOSTICS]
+        + _reflection_figure(rl),
         "pretraining_figure": _pretraining_figure(pretraining),
         "compile_times": sorted(compile_times.items(), key=lambda item: -item[1]),
         "time": _time_table(rl),
         "samples": _sample_pairs(list(read_jsonl(run_dir / "samples.jsonl"))),
         "config": _flat(config),
+    }
+
+
+def _sft_content(run_dir: Path) -> dict[str, Any]:
+    rows = [row for row in read_jsonl(run_dir / "metrics.jsonl") if row.get("phase") == "sft"]
+    cards, compile_times = _json(run_dir / "data.json"), _json(run_dir / "compile_times.json")
+    losses = [curve(rows, "loss", "learned", smooth=True), curve(rows, "eval_loss", "held out")]
+    seconds = sum(row.get("time/update") or 0.0 for row in rows)
+    return {
+        "title": run_dir.resolve().name,
+        "kind": "run",
+        "facts": [
+            ("supervised fine-tuning", f"to step {max(row['step'] for row in rows):,}" if rows else "no steps yet"),
+            ("time in steps", _duration(seconds) if seconds else "not measured"),
+            ("compiling", _duration(sum(compile_times.values())) if compile_times else "not measured"),
+        ],
+        "data": [
+            (f"{card['source']} ({use})", {k.replace("_", " "): v for k, v in card.items() if isinstance(v, int)})
+            for use, card in zip(("learned", "held out"), cards.values(), strict=False)
+        ],
+        "figures": [
+            _figure(losses, "Loss", "nats per learned token"),
+            _figure([curve(rows, "grad_norm", "grad_norm", smooth=True)], "Gradient norm", "over all parameters"),
+            _figure([curve(rows, "num_tokens", "tokens", smooth=True)], "Learned tokens", "per step"),
+        ],
+        "compile_times": sorted(compile_times.items(), key=lambda item: -item[1]),
+        "config": _flat(_json(run_dir / "config.json")),
     }
 
 
@@ -165,6 +188,18 @@ def _reward_figure(rl: Sequence[Row]) -> dict[str, Any]:
     curves = [curve(rl, "reward", "reward", smooth=True)]
     curves += [curve(rl, name, name.split("/")[1], smooth=True) for name in parts[:5]]
     return _figure(curves, "Reward", "mean over the batch, in all and by reward function")
+
+
+def _reflection_figure(rl: Sequence[Row]) -> list[dict[str, Any]]:
+    """All words of reflection and the most frequent ones; no figure where none has occurred."""
+    totals: dict[str, float] = {}
+    for row in rl:
+        for name, value in row.items():
+            if name.startswith("reflection/") and value:
+                totals[name] = totals.get(name, 0.0) + value
+    names = sorted(totals, key=lambda name: (name != "reflection/all", -totals[name]))[:6]
+    curves = [curve(rl, name, name.removeprefix("reflection/"), smooth=True) for name in names]
+    return [_figure(curves, "Words of reflection", "occurrences per completion")] if curves else []
 
 
 def _pretraining_figure(pretraining: Sequence[Row]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Runs reward functions in worker processes with deadlines, while the device works on something else."""
 
+import functools
 import math
 import pickle
 import queue
@@ -12,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from r1jax.errors import ConfigError, RewardError, check_field
+from r1jax.rewards.combination import combine
+from r1jax.rewards.parameters import takes_token_ids
 from r1jax.rewards.process import WorkerProcess
 from r1jax.rewards.registry import RewardFunction, get_reward
 
@@ -23,8 +26,8 @@ _GRACE = 0.5  # seconds beyond the deadline in which the pool's threads put down
 class RewardBatch:
     """Scores of B completions under F reward functions.
 
-    `rewards` float32 [B, F] holds nan where a function returned None or was lost; `total` float32 [B] is the weighted
-    sum, nan where a function of non-zero weight has no score: such a row cannot be scored and gets no advantage.
+    `rewards` float32 [B, F] holds nan where a function returned None or was lost; `total` float32 [B] is what `combine`
+    makes of them, nan where a function that counts has no score: such a row cannot be scored and gets no advantage.
     `timeouts` and `crashes` count the scores, of the B x F, lost to the deadline and to workers that died.
     """
 
@@ -38,9 +41,12 @@ class RewardBatch:
 class RewardHandle:
     """A batch being scored."""
 
-    def __init__(self, names: tuple[str, ...], weights: np.ndarray, rows: int, deadline: float):
+    def __init__(
+        self, names: tuple[str, ...], weights: np.ndarray, rows: int, deadline: float, gate: str | None = None
+    ):
         self.deadline = deadline
         self._names, self._weights = names, weights
+        self._gate = None if gate is None else names.index(gate)
         self._rewards = np.full((rows, len(names)), np.nan, np.float32)
         self._pending = np.ones((rows, len(names)), bool)
         self._lost = {"timeouts": 0, "crashes": 0}
@@ -60,8 +66,7 @@ class RewardHandle:
             if self._error is not None:
                 raise RewardError(self._error)
             rewards, timeouts = self._rewards.copy(), self._lost["timeouts"] + int(self._pending.sum())
-        used = self._weights != 0
-        total = (rewards[:, used] @ self._weights[used]).astype(np.float32)
+        total = combine(rewards, self._weights, self._gate)
         return RewardBatch(self._names, rewards, total, timeouts, self._lost["crashes"])
 
     def _settle(
@@ -103,6 +108,7 @@ class RewardPool:
       functions: by name, or a list that goes by the functions' own names. A function is a callable that a fresh
         process can import, or a string for `get_reward`.
       weights: by name, or in order; 1 each by default.
+      gate: the name of a function without whose 1 the others only take away, as `combine` says; None: no gate.
       num_workers: processes. They start here and serve every batch; they end with the pool, or with this process
         however it ends.
       timeout: seconds from `submit` until the unfinished scores of a batch are given up. A worker that is still busy
@@ -121,12 +127,17 @@ class RewardPool:
         num_workers: int = 1,
         timeout: float = 60.0,
         rows_per_task: int | None = 16,
+        gate: str | None = None,
     ):
         check_field(num_workers >= 1, "num_workers", num_workers, "an integer >= 1")
         check_field(timeout > 0, "timeout", timeout, "seconds > 0")
         check_field(rows_per_task is None or rows_per_task >= 1, "rows_per_task", rows_per_task, "None, or >= 1")
-        self._functions = _pickled(functions)
+        named = _named(functions)
+        self._functions = {name: _pickled(name, function) for name, function in named.items()}
+        self._token_functions = {name for name, function in named.items() if takes_token_ids(function)}
         self.names = tuple(self._functions)
+        check_field(gate is None or gate in self.names, "gate", gate, f"must be one of {', '.join(self.names)}")
+        self._gate = gate
         self._weights = _in_order(weights, self.names)
         self._timeout, self._rows_per_task = timeout, rows_per_task
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -147,28 +158,39 @@ class RewardPool:
             thread.start()
 
     def submit(
-        self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]] | None = None
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        completion_ids: Sequence[np.ndarray] | None = None,
     ) -> RewardHandle:
         """Starts scoring B completions and returns at once; `columns` are further keyword arguments, each a list [B].
+
+        `completion_ids` are the token ids of each completion. Only functions that name an argument of that name are
+        sent them, as lists of int.
 
         Raises `RewardError` where lengths differ, a column cannot be sent, or the pool is closed.
         """
         if self._failure is not None:
             raise RewardError(self._failure)
+        if self._token_functions and completion_ids is None:
+            raise RewardError(f"reward function {min(self._token_functions)!r} takes completion_ids: pass token ids")
         batch = {**(columns or {}), "prompts": prompts, "completions": completions}
+        ids = {"completion_ids": completion_ids} if self._token_functions else {}
         rows = len(completions)
-        for name, column in batch.items():
+        for name, column in (batch | ids).items():
             if len(column) != rows:
                 raise RewardError(f"column {name!r} has {len(column)} values for {rows} completions: give one for each")
-        handle = RewardHandle(self.names, self._weights, rows, time.monotonic() + self._timeout)
+        handle = RewardHandle(self.names, self._weights, rows, time.monotonic() + self._timeout, self._gate)
         tasks = []
         for start in range(0, rows, self._rows_per_task or rows or 1):
             span = slice(start, min(rows, start + (self._rows_per_task or rows)))
-            try:
-                arguments = pickle.dumps({name: list(column[span]) for name, column in batch.items()})
-            except Exception as error:
-                raise RewardError(f"columns {sorted(batch)} cannot be pickled ({error}): use plain values") from None
-            tasks += [_Task(handle, span, function, arguments) for function in range(len(self.names))]
+            arguments = _packed(batch, span)
+            with_ids = _packed(batch | ids, span) if ids else arguments
+            tasks += [
+                _Task(handle, span, function, with_ids if name in self._token_functions else arguments)
+                for function, name in enumerate(self.names)
+            ]
         for task in tasks:
             self._tasks.put(task)
         return handle
@@ -220,24 +242,38 @@ class RewardPool:
             self._failure = self._failure or str(error)
 
 
-def _pickled(functions: Mapping[str, RewardFunction | str] | Sequence[RewardFunction | str]) -> dict[str, bytes]:
-    """The functions by name, as a worker receives them."""
+def _named(functions: Mapping[str, RewardFunction | str] | Sequence[RewardFunction | str]) -> dict[str, RewardFunction]:
+    """The functions themselves, by name."""
     if not isinstance(functions, Mapping):
         named = {(f if isinstance(f, str) else getattr(f, "__name__", type(f).__name__)): f for f in functions}
         check_field(len(named) == len(functions), "functions", list(named), "two share a name; give a dict of names")
         functions = named
     check_field(bool(functions), "functions", dict(functions), "give at least one reward function")
-    pickled = {}
-    for name, function in functions.items():
-        function = get_reward(function) if isinstance(function, str) else function
+    named = {name: get_reward(f) if isinstance(f, str) else f for name, f in functions.items()}
+    for name, function in named.items():
         check_field(callable(function), f"functions[{name!r}]", function, "give a callable or the name of one")
-        try:
-            pickled[name] = pickle.dumps(function)
-        except Exception as error:
-            raise ConfigError(_unloadable(name, error)) from None
-        if getattr(function, "__module__", None) == "__main__":
-            raise ConfigError(_unloadable(name, "it is defined in the main script"))
+    return named
+
+
+def _pickled(name: str, function: RewardFunction) -> bytes:
+    """A function as a worker receives it."""
+    try:
+        pickled = pickle.dumps(function)
+    except Exception as error:
+        raise ConfigError(_unloadable(name, error)) from None
+    while isinstance(function, functools.partial):
+        function = function.func
+    if getattr(function, "__module__", None) == "__main__":
+        raise ConfigError(_unloadable(name, "it is defined in the main script"))
     return pickled
+
+
+def _packed(batch: Mapping[str, Sequence[Any]], span: slice) -> bytes:
+    """The keyword arguments of a task."""
+    try:
+        return pickle.dumps({name: list(column[span]) for name, column in batch.items()})
+    except Exception as error:
+        raise RewardError(f"columns {sorted(batch)} cannot be pickled ({error}): use plain values") from None
 
 
 def _unloadable(name: str, reason: object) -> str:

@@ -12,7 +12,9 @@ from multiprocessing.connection import Connection
 from r1jax.errors import ConfigError
 
 _START_TIMEOUT = 60.0  # seconds: a worker imports the modules of the reward functions, which may be heavy
-_COMMAND = "import sys; sys.path[:] = {path!r}; from r1jax.rewards.worker import serve; serve({tasks}, {lifeline})"
+_COMMAND = (
+    "import sys; sys.path[:] = {path!r}; from r1jax.rewards.worker import serve; serve({tasks}, {lifeline}, {memory})"
+)
 
 
 class WorkerProcess:
@@ -22,11 +24,15 @@ class WorkerProcess:
     main script again, and JAX with it.
     """
 
-    def __init__(self, functions: dict[str, bytes]):
-        """Starts the process, without waiting for it; `functions` are pickled."""
+    def __init__(self, functions: dict[str, bytes], memory: int | None = None):
+        """Starts the process, without waiting for it.
+
+        `functions` are pickled; `memory` is how many bytes they may allocate beyond what the process starts with.
+        """
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
-        command = _COMMAND.format(path=[str(entry) for entry in sys.path], tasks=theirs.fileno(), lifeline=lifeline)
+        path = [str(entry) for entry in sys.path]
+        command = _COMMAND.format(path=path, tasks=theirs.fileno(), lifeline=lifeline, memory=memory)
         self._process = subprocess.Popen(
             [sys.executable, "-c", command],
             stdin=subprocess.DEVNULL,

@@ -7,11 +7,26 @@ from collections.abc import Callable
 
 from r1jax.errors import ConfigError
 from r1jax.rewards.arithmetic import exact_answer_reward
-from r1jax.rewards.format import format_reward
+from r1jax.rewards.code import code_accuracy
+from r1jax.rewards.format import format_reward, think_format_reward
+from r1jax.rewards.language import language_consistency
+from r1jax.rewards.length import cosine_scaled_reward, soft_overlong_punishment_reward
+from r1jax.rewards.mathematics import math_accuracy
+from r1jax.rewards.repetition import repetition_penalty_reward
 
 RewardFunction = Callable[..., list[float | None]]
 
-REWARDS: dict[str, RewardFunction] = {"exact_answer": exact_answer_reward, "format": format_reward}
+REWARDS: dict[str, RewardFunction] = {
+    "exact_answer": exact_answer_reward,
+    "math_accuracy": math_accuracy,
+    "format": format_reward,
+    "code_accuracy": code_accuracy,
+    "think_format": think_format_reward,
+    "language_consistency": language_consistency,
+    "soft_overlong_punishment": soft_overlong_punishment_reward,
+    "cosine_scaled": cosine_scaled_reward,
+    "repetition_penalty": repetition_penalty_reward,
+}
 
 
 def get_reward(name: str) -> RewardFunction:

@@ -4,6 +4,7 @@ import fcntl
 import numbers
 import os
 import pickle
+import resource
 import select
 import signal
 import traceback
@@ -13,8 +14,8 @@ from multiprocessing.connection import Connection
 _LARGEST = 3e38  # what float32 holds; nan is not <= it either
 
 
-def serve(tasks_fd: int, lifeline_fd: int) -> None:
-    """Answers tasks until the other end of the socket closes.
+def serve(tasks_fd: int, lifeline_fd: int, memory: int | None = None) -> None:
+    """Answers tasks until the other end of the socket closes. `memory`: bytes that tasks may allocate, None: no limit.
 
     The first message is the pickled functions by name; the answer is None, or why one cannot be loaded. Every further
     message is (name, pickled keyword arguments); the answer is (scores, None) or (None, what is wrong with them).
@@ -29,6 +30,8 @@ def serve(tasks_fd: int, lifeline_fd: int) -> None:
     except Exception as error:
         tasks.send(f"reward function {name!r} cannot be loaded in a worker process ({_brief(error)})")
         return
+    if memory is not None:
+        _limit_memory(memory)
     tasks.send(None)
     while True:
         try:
@@ -51,10 +54,24 @@ def _die_with_parent(lifeline_fd: int) -> None:
         os._exit(1)
 
 
+def _limit_memory(more: int) -> None:
+    """Has allocations fail `more` bytes above the address space in use, which threads' stacks alone can make large."""
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = used + more if hard == resource.RLIM_INFINITY else min(used + more, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def _evaluate(name: str, function: Callable, arguments: bytes) -> tuple[list[float | None] | None, str | None]:
     label = f"reward function {name!r}"
     try:
         keywords = pickle.loads(arguments)
+        if "completion_ids" in keywords:  # they travel as arrays, and are lists for functions written for TRL
+            keywords["completion_ids"] = [
+                ids.tolist() if hasattr(ids, "tolist") else ids for ids in keywords["completion_ids"]
+            ]
         scores = [score.item() if hasattr(score, "item") else score for score in function(**keywords)]
     except BaseException as error:  # a reward function that calls sys.exit has failed as well
         return None, f"{label} raised {_brief(error)}: mend it, or let it return None for what it cannot score"
