@@ -316,8 +316,7 @@ import sys
 main = sys.modules['__main__']
 send = main.Peer.send
 def more(self, message):
-    if message[0] == 'value': message[1].update(abs=lambda x: 0, set=lambda x: 0, math=lambda x: 0,
-                                                __builtins__={'abs': lambda x: 0}, __name__='x')
+    if message[0] == 'value': message[1].update(abs=lambda x: 0, set=lambda x: 0, isinstance=lambda *a: True)
     send(self, message)
 main.Peer.send = more
 def double(x): return 0
@@ -438,7 +437,7 @@ THEFTS = {
     "text": "f._peer.ask('repr', f)",
     "built-ins": "f._peer.decode(b'g' + f._peer.encode('eval'))('1') and 1 / 0",
     "built-ins at the tests' end": """
-[setattr(f._peer, 'encode_object', f._peer.name_builtin), f._peer.call(eval, ('secret',), {})][1]
+[setattr(f._peer, 'encode_object', f._peer.name_builtin), f._peer.call(eval, ('40 + 2',), {})][1]
 """,
     "by name": "f._peer.ask('call', 'eval', ('1',), {})",
     "import": "f._peer.ask('import', 'os')",

@@ -141,12 +141,11 @@ NEARLY = [
     r"5\cdot x^0 \cdot y", "f(5)", "f(x)=5x", "5!", r"\max(5,6)", "5,0", "5,5", "5 hundred", r"5^\circ C 6",
     "5 cm or 6 cm", r"\lfloor 6.9 \rfloor", r"\underline{6}5",
 ]  # fmt: skip
-BARE_OR_BOXED = WILDCARDS + HIDDEN + UNDEFINED + HUGE + SLOW + PROGRAMS + NEARLY
-ADVERSARIAL = SHOPPING + LARGE + NOTHING + BARE_OR_BOXED + [rf"\boxed{{{text}}}" for text in BARE_OR_BOXED]
+BARE_OR_BOXED = WILDCARDS + HIDDEN + UNDEFINED + HUGE + PROGRAMS + NEARLY
 
 
 def test_there_are_enough_of_them():
-    assert len(SHOPPING + LARGE + NOTHING + BARE_OR_BOXED) >= 100
+    assert len({*SHOPPING, *LARGE, *NOTHING, *SLOW, *BARE_OR_BOXED}) >= 250
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,6 @@ def test_nothing_adversarial_is_right(group):
 
 @pytest.mark.parametrize("gold", [r"\sqrt{2}", "x^2+1", "(1,2)", "[0,1)", "y=2x+3", r"\{1,2\}", "A", r"\text{Evelyn}"])
 def test_nothing_adversarial_is_any_other_answer(gold):
-    texts = WILDCARDS + HIDDEN + UNDEFINED + HUGE + PROGRAMS + NEARLY
-    texts = [text for text in texts if text not in ("(-\\infty,\\infty)", "answer")]
+    texts = [text for text in BARE_OR_BOXED if text not in ("(-\\infty,\\infty)", "answer")]
     scores = math_accuracy(["p"] * len(texts), [rf"\boxed{{{text}}}" for text in texts], [gold] * len(texts))
     assert [text for text, value in zip(texts, scores, strict=True) if value != 0.0] == []

@@ -40,7 +40,7 @@ OPTIONS = {
 }
 DISAGREEMENTS = {  # line of cases.jsonl: (this grader's verdict, why)
     15: (True, "the answer is the same number; that grader does not look for $...$ across lines"),
-    128: (False, "1 - 1/e is not 1 + 1/e; that grader takes e for a letter and solves for it"),
+    128: (False, "1 - 1/e is not 1 + 1/e; that grader's parser stops at \\mathrm{e} and keeps the 1 of both"),
     380: (True, "10000 is 10{,}000; that grader did not read the separator"),
 }
 

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -277,7 +278,51 @@ def test_32_bit_system_calls_are_the_programs_end(sandbox):
         "page.write(bytes.fromhex('b814000000cd80c3'))\n"  # mov eax, 20 (getpid); int 0x80; ret
         "print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))())"
     )
-    assert run(sandbox, source).exit_code == -signal.SIGSYS
+    outcome = run(sandbox, source)
+    assert outcome.exit_code == -signal.SIGSYS, outcome
+
+
+@pytest.mark.parametrize(("machine", "architecture"), seccomp._ARCHITECTURES.items())
+@pytest.mark.parametrize("allow_fork", [True, False])
+def test_the_filter_of_either_architecture(monkeypatch, machine, architecture, allow_fork):
+    monkeypatch.setattr(seccomp.platform, "machine", lambda: machine)
+    code = list(struct.iter_unpack("=HBBI", seccomp.build_filter(allow_fork)))
+
+    def verdict(number, *arguments, architecture=architecture):
+        data, at, register = (
+            struct.pack("=iIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments))),
+            0,
+            0,
+        )
+        while True:
+            kind, yes, no, k = code[at]
+            at += 1
+            if kind == 0x06:
+                return {0x7FFF0000: "allow", 0x80000000: "kill", 0x50001: errno.EPERM, 0x50026: errno.ENOSYS}[k]
+            if kind == 0x20:
+                (register,) = struct.unpack_from("=I", data, k)
+            else:
+                at += yes if {0x15: register == k, 0x35: register >= k, 0x45: register & k}[kind] else no
+
+    column = list(seccomp._ARCHITECTURES).index(machine)
+    for numbers in seccomp._DENIED.values():
+        if numbers[column] is not None:
+            assert verdict(numbers[column]) == errno.EPERM
+    assert verdict(0, architecture=0x40000003) == "kill"
+    clone, clone3, socketpair = seccomp._CLONE[column], seccomp._CLONE3[column], seccomp._SOCKETPAIR[column]
+    assert verdict(clone3) == errno.ENOSYS
+    assert verdict(socketpair, socket.AF_UNIX) == "allow" and verdict(socketpair, socket.AF_INET) == errno.EPERM
+    thread, process = 0x3D0F00, signal.SIGCHLD  # the flags of glibc's threads and of fork
+    assert verdict(clone, thread) == "allow"
+    assert verdict(clone, process) == ("allow" if allow_fork else errno.EPERM)
+    for namespace in (0x80, 0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):
+        assert verdict(clone, thread | namespace) == verdict(clone, process | namespace) == errno.EPERM
+    if machine == "x86_64":
+        assert verdict(57) == verdict(58) == ("allow" if allow_fork else errno.EPERM)
+        assert verdict(0x40000000 | 41) == errno.ENOSYS
+        assert verdict(0) == verdict(1) == verdict(59) == "allow"  # read, write, execve
+    else:
+        assert verdict(63) == verdict(64) == verdict(221) == "allow"
 
 
 # The grader's side.
@@ -298,6 +343,7 @@ sys.stderr.write('err')
     source = f"import os\nfor kind in {kinds}: print(os.readlink('/proc/self/ns/' + kind))"
     theirs = run(sandbox, source).stdout.decode().split()
     assert len(theirs) == len(kinds) and not {os.readlink(f"/proc/self/ns/{kind}") for kind in kinds} & set(theirs)
+    assert Path(f"/proc/{sandbox._keeper.pid}/environ").read_bytes() == b""
     # Sets of strings have one order, so that a program gets the same reward twice.
     source = "print(set('abcdefgh'))"
     assert len({run(sandbox, source).stdout for _ in range(3)}) == 1
@@ -367,6 +413,22 @@ def test_programs_end_with_the_grader():
     while (mine & nested_processes() or Path(f"/proc/{keeper}/cwd").exists()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not mine & nested_processes() and not Path(f"/proc/{keeper}/cwd").exists()
+
+
+def test_a_program_ends_with_its_supervisor(sandbox):
+    before = nested_processes()
+    program = sandbox.start([PYTHON, *PYTHON_FLAGS, "-c", "import time; time.sleep(60)"])
+    time.sleep(0.5)
+    ours = nested_processes() - before
+    status = Path(f"/proc/{min(ours)}/status").read_text()  # the init comes first
+    os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+    with pytest.raises(RewardError, match="lost a program"):
+        program.result()
+    deadline = time.monotonic() + 5
+    while ours & nested_processes() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(ours) == 2 and not ours & nested_processes()
+    assert run(sandbox, "print(6 * 7)").stdout == b"42\n"
 
 
 def test_where_nothing_can_be_started(sandbox):

@@ -17,9 +17,7 @@ from r1jax.rewards.latex import TEXT_GROUP, clean, squash
 
 _LONGEST = 500_000  # characters of a final part that are read, its last ones
 _TAIL = 2000  # characters at the end of a text without box or tags in which its answer is looked for
-_UNBRACED = (
-    200  # characters that \boxed without a brace may take, and that may stand between boxes that belong together
-)
+_UNBRACED = 200  # characters that \boxed without a brace may take, or that may stand between boxes of one gold answer
 _WORDS = 3  # that are an answer; more are a sentence
 _MOST = 64  # different answers, the last ones, that are looked at
 _BARE = 300  # characters of a text that may be an answer and nothing else
@@ -167,8 +165,10 @@ def _stated(text: str) -> str | None:
     _, marked, after = text.rpartition("####")
     if marked and after.strip():
         return after.strip().splitlines()[0]
-    if not text or _is_bare(text):
-        return text or None
+    if not re.search(r"[^\W_]|[\\∞∅]", text):
+        return None
+    if _is_bare(text):
+        return text
     for match in reversed(list(_STATED.finditer(text))):
         rest = text[match.end() :]
         end = _SENTENCE_END.search(rest)

@@ -28,7 +28,9 @@ from r1jax.rewards.process import WorkerProcess
 from r1jax.rewards.symbolic import symbolic_equality
 from r1jax.rewards.units import without_unit
 
-MAX_ANSWER = 1000  # characters; a longer answer is wrong unread, a longer gold one cannot be parsed (MATH's have 120)
+MAX_ANSWER = (
+    1000  # characters; a longer answer is wrong unread, a longer gold one cannot be parsed (MATH's have up to 120)
+)
 _MAX_DEPTH = 30  # of brackets, in what goes to algebra
 _START = 60.0  # seconds in which a worker must have imported sympy
 _FUNCTIONS = {"symbolic": pickle.dumps(symbolic_equality)}
@@ -41,7 +43,7 @@ _DEGREES = re.compile(r"([0-9.]+)\s*\^(?:\{\\circ\}|\\circ)")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _ALGEBRA = GREEK | frozenset(  # what math-verify is known to understand; it reads \phantom{5} as 5
     "pi frac sqrt binom cdot times div pm mp sum prod int lim to infty log ln exp sin cos tan cot sec csc arcsin "
-    "arccos arctan sinh cosh tanh max min gcd lcm le ge ne in cup cap setminus emptyset subset subseteq equiv pmod mod "
+    "arccos arctan sinh cosh tanh max min gcd lcm le ge ne in cup cap setminus emptyset subset subseteq "
     "circ overline overrightarrow vec hat bar lfloor rfloor lceil rceil langle rangle begin end mathbb mathcal angle "
     "triangle approx partial prime det operatorname text".split()
 )

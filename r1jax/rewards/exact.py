@@ -164,6 +164,8 @@ def _same_value(gold: Value, answer: Value) -> bool | None:
         return verdict
     except (TooLarge, Undefined, Unreadable):
         return None
+    except OverflowError:  # something exact that no float holds, against something that is one
+        return False
 
 
 def _symbols(*values: Value) -> bool:

@@ -35,6 +35,7 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _MOUNT_SETATTR = 442
 _STATUS = struct.Struct("<id")  # exit code (or minus the signal), CPU seconds
 _STDERR_KEPT = 1 << 14
+_REPORT_SECONDS = 0.1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -204,6 +205,8 @@ def _run(client, channel, request, scratch, outer_id):
         os.close(descriptor)
     try:
         outcome = _carry(client, request, input_w, output_r, error_r, status_r, started + request["wall_seconds"])
+        if outcome["end"] == "cancelled":  # a program that has just ended by itself is about to be reported
+            select.select([status_r], [], [], _REPORT_SECONDS)
     finally:
         if outer_id is None:
             try:

@@ -42,11 +42,15 @@ def without_unit(text: str) -> tuple[str, str | None]:
         raw = _RAW_UNIT.fullmatch(text)
         if raw is None:
             return text, None
-        body, gap, words = raw[1], raw[2], raw[3].replace(".", " ").lower().split()
+        body, gap, written = raw[1], raw[2], raw[3].replace(".", " ").split()
+        words = [word.lower() for word in written]
         letters = bool(gap) and not re.search("[A-Za-z]", body)  # 5 m is metres; 5m and x + 5 m are products
-        known = all(word in _UNITS and (len(word) > 1 or letters) for word in words)
-        if not known and any(len(word) < (3 if gap else 4) or word in FUNCTION_NAMES for word in words):
-            return text, None
+        shortest = 3 if gap else 4
+        for word, as_written in zip(words, written, strict=True):
+            known = word in _UNITS and (len(word) > 1 or letters)
+            ordinary = as_written.islower() and len(word) >= shortest and word not in FUNCTION_NAMES
+            if not (known or ordinary):
+                return text, None
     while words and words[0] in _SCALES and not re.search(r"[A-Za-z]", body):
         body, words = rf"{body}\cdot 10^{_SCALES[words[0]]}", words[1:]
     if any(word in _NOT_UNITS for word in words):
