@@ -31,7 +31,7 @@ from r1jax.rewards.answers import extract_answer, extract_answers, gold_answer
         ("<answer>5", "5"),  # a stop string is not part of the completion
         ("<answer> New York </answer>", "New York"),
         (r"The answer is $\frac12$.", r"$\frac12$"),
-        ("Therefore, the final answer is: **42**.", "**42**"),
+        ("Therefore, the final answer is: **42**.", "42"),
         ("The answer is 5 because 2 + 3 = 5, and 1 + 1 = 2", "5"),
         ("The answer is C.", "C"),
         ("The answer: D, since A and B do not hold", "D"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from r1jax.errors import ConfigError, DataError
-from r1jax.rewards import RewardPool, code_accuracy, get_reward
+from r1jax.rewards import RewardPool, code_accuracy, get_reward, with_parameters
 from r1jax.rewards import code as code_module
 from r1jax.rewards.call_values import Remote, Values
 from r1jax.rewards.code import (
@@ -65,6 +66,7 @@ def test_right_programs_pass(program, tests):
         ("def double(x) return 2", "does not compile: SyntaxError"),
         ("def double(x): return " + "(" * 10_000, "does not compile"),
         ("\0", "does not compile"),
+        ("#" * 2_000_000 + f"\n{DOUBLE}", "longer"),
         ("double = 3", "TypeError"),
         ("def dobule(x): return 2 * x", "NameError"),
         ("", "NameError"),
@@ -110,23 +112,30 @@ def test_malformed_tests_are_nobodys_fault(tests):
     assert passed(DOUBLE, tests) is None
 
 
-@pytest.mark.parametrize("name", FORGERIES)
-@pytest.mark.parametrize("way", ["==", "tolerance", "check"])
-def test_forgeries(name, way):
-    check = """
+CHECK = """
 def check(candidate):
     for x in (2, 3):
         assert isinstance(candidate(x), int)
         assert set([candidate(x)]) == set([2 * x])
 check(double)
 """
-    tests = {
-        "==": ["assert double(2) == 4", "assert double([1]) == [1, 1]"],
-        "tolerance": ["assert abs(double(2) - 4) < 1e-6", "assert math.isclose(double(3), 6)"],
-        "check": [check],
-    }[way]
-    # Not None either: a program must not be able to make itself unjudged.
-    assert passed(FORGERIES[name], tests, config=SHORT) is False
+TESTS_OF_DOUBLE = [
+    ["assert double(2) == 4", "assert double([1]) == [1, 1]"],
+    ["assert abs(double(2) - 4) < 1e-6", "assert math.isclose(double(3), 6)"],
+    [CHECK],
+]
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forgeries(name):
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda tests: passed(FORGERIES[name], tests, config=SHORT), TESTS_OF_DOUBLE))
+    assert found == [False] * 3  # not None either: a program must not be able to make itself unjudged
+    assert passed(DOUBLE, TESTS_OF_DOUBLE[0]) is True
+
+
+@pytest.mark.parametrize("tests", TESTS_OF_DOUBLE)
+def test_what_is_forged_can_be_earned(tests):
     assert passed(DOUBLE, tests) is True
 
 
@@ -232,12 +241,17 @@ def test_a_large_input_and_output():
 
 def test_time_is_counted_for_each_case_and_for_all():
     program = "import time\ndef f(t): time.sleep(t)\nif __name__ == '__main__': f(float(input()))"
-    for tests in ([{"input": "0.9", "output": ""}] * 3, ["f(0.9)"] * 3):
-        verdict = grade_program(program, tests, config=CodeConfig(total_seconds=2.5))
-        assert verdict.passed is False and "time" in verdict.reason, verdict
-        assert passed(program, tests[:1], config=CodeConfig(total_seconds=2.5)) is True
-        verdict = grade_program(program, tests[:1], config=CodeConfig(case_seconds=0.6))
-        assert verdict.passed is False and "time" in verdict.reason, verdict
+    stdin, calls = [{"input": "0.9", "output": ""}] * 3, ["f(0.9)"] * 3
+    total, case = CodeConfig(total_seconds=2.5), CodeConfig(case_seconds=0.6)
+    runs = [
+        (tests, config, right)
+        for kind in (stdin, calls)
+        for tests, config, right in ((kind, total, False), (kind[:1], total, True), (kind[:1], case, False))
+    ]
+    with ThreadPoolExecutor(len(runs)) as threads:
+        verdicts = list(threads.map(lambda run: grade_program(program, run[0], config=run[1]), runs))
+    assert [verdict.passed for verdict in verdicts] == [right for *_, right in runs], verdicts
+    assert all(verdict.passed or "time" in verdict.reason for verdict in verdicts), verdicts
 
 
 @pytest.mark.parametrize(
@@ -325,6 +339,13 @@ std::ifstream f("/etc/passwd"); n += f.good(); std::ofstream g("/usr/mine"); n +
 """
     assert passed(source, cases, "cpp") is True
     assert passed('#include "/etc/passwd"\nint main() {}', cases, "cpp") is False
+    # What the compiler makes of these cannot be run, or is too large to be.
+    for text in (
+        '__asm__(".section .interp\\n.string \\"/no/such\\"\\n.text"); int main() {}',
+        "char large[1 << 30]; int main() { large[1 << 29] = 1; }",
+        "char large[30 << 20] = {1}; int main() { return large[5]; }",
+    ):
+        assert passed(text, cases, "cpp") is False
     deep = "#include <cstdio>\nint f(int n) { volatile int x[64]; x[0] = n; return n ? f(n - 1) + x[0] * 0 : 0; }\n"
     assert passed(deep + 'int main() { printf("%d", f(100000)); }', cases, "cpp") is True  # 26 MB of stack
     bomb = "template<int n> struct A { A<n+1> *a; static const int v = A<n+1>::v; };\nint main() { return A<0>::v; }"
@@ -410,7 +431,7 @@ def test_language():
         ({"case_seconds": 0}, "case_seconds"),
         ({"total_seconds": -1}, "total_seconds"),
         ({"compile_seconds": 0}, "compile_seconds"),
-        ({"memory_mb": 0}, "memory_mb"),
+        ({"memory_mb": 63}, "memory_mb"),
         ({"float_tolerance": 1.0}, "float_tolerance"),
         ({"speed_bonus": -1.0}, "speed_bonus"),
         ({"parallel": 0}, "parallel"),
@@ -419,6 +440,14 @@ def test_language():
 def test_parameters_are_checked(parameters, field):
     with pytest.raises(ConfigError, match=field):
         code_accuracy([], [], [], **parameters)
+
+
+def test_parameters_from_a_configuration():
+    judge = with_parameters("code_accuracy", {"cpu_seconds": 1, "language": "python", "exact_output": True})
+    assert judge(["p"], ["print(2)"], [[{"input": "", "output": "2"}]]) == [0.0]
+    assert judge(["p"], ["print(2)"], [[{"input": "", "output": "2\n"}]]) == [1.0]
+    with pytest.raises(ConfigError, match="cpu_seconds"):
+        with_parameters("code_accuracy", {"cpu_seconds": 0})
 
 
 def test_the_faster_of_two_correct_programs_is_preferred():
@@ -464,12 +493,14 @@ def test_in_the_pool_hung_programs_cost_their_own_scores():
         assert pool.submit(["p"], [DOUBLE], {"tests": tests[:1]}).result().total == [1.0]
         start = time.monotonic()
         handle = pool.submit(["p"] * 4, completions, {"tests": tests})
-        time.sleep(1.0)
-        ours = set(children_of(os.getpid())) - before
+        ours = set()
+        # Two workers, each with a keeper, and of a program two supervisors, inits and ends.
+        while len(ours) < 12 and time.monotonic() - start < 2.5:
+            ours = set(children_of(os.getpid())) - before
         batch = handle.result()
         assert time.monotonic() - start < 3.0 + 1.0
         assert batch.rewards[0, 0] == 1.0 and batch.timeouts >= 1 and math.isnan(batch.rewards[3, 0])
-    assert len(ours) >= 12  # two workers, each with a keeper, and of a program two supervisors, inits and ends
+    assert len(ours) >= 12
     deadline = time.monotonic() + 5
     while ours & set(children_of(os.getpid())) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -577,3 +608,70 @@ def test_subclasses_cross_as_what_they_extend():
     assert back == [3, [1.5]] and type(back[0]) is int
     assert type(Values().decode(Values().encode(object()))) is Remote
     assert signal.SIGKILL == Values().decode(Values().encode(signal.SIGKILL))
+
+
+@pytest.mark.parametrize(
+    "source, given, written",
+    [
+        ("n = int(input())\nif n == 3:\n    print('YES')\n    exit()\nprint('NO')", "3", "YES"),
+        ("print('a')\nquit()", "", "a"),
+        ("import os\nprint(len(os.read(0, os.fstat(0).st_size)))", "x" * 200_000, "200000"),
+        ("import mmap\nprint(len(mmap.mmap(0, 0, access=mmap.ACCESS_READ)))", "abc", "3"),
+        ("import sys\nif __name__ == '__main__':\n    print(sys.argv, sum(map(int, sys.stdin)))",
+         "1\n2", "['program.py'] 3"),
+        ("print(open('/dev/stdin').read())", "hi", "hi"),
+        ("import threading, sys\nsys.setrecursionlimit(10**6)\nthreading.stack_size(64 << 20)\n"
+         "def f(n):\n    return n and 1 + f(n - 1)\n"
+         "t = threading.Thread(target=lambda: print(f(50_000)))\nt.start()\nt.join()", "", "50000"),
+    ],
+)  # fmt: skip
+def test_idioms_of_contests(source, given, written):
+    assert grade_program(source, [{"input": given, "output": written}]).passed, source
+
+
+SOLUTION = "```python\ndef f(x):\n    return x + 1\n```"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"{SOLUTION}\nExample output:\n```\n3\n```",
+        f"{SOLUTION}\nUse it:\n```python\nprint(f(1))\n```",
+        f"<think>a</think><answer>{SOLUTION}</answer>",
+        "<think>a</think><answer>def f(x): return x + 1</answer>",
+        SOLUTION.replace("python", "python:main.py"),
+    ],
+)
+def test_a_program_among_other_blocks(completion):
+    assert code_accuracy(["p"], [completion], [["assert f(1) == 2"]]) == [1.0]
+
+
+def test_thinking_that_the_prompt_opened():
+    tests = [["assert f(1) == 2"]]
+    assert code_accuracy(["p<think>\n"], [f"perhaps {SOLUTION}"], tests) == [0.0]
+    assert code_accuracy(["p<think>\n"], [f"so</think>{SOLUTION}"], tests) == [1.0]
+
+
+@pytest.mark.parametrize(
+    "program, test",
+    [
+        ("def f(x): raise StopIteration", "assert all(map(lambda p: f(p[0]) == p[1], [(1, 2), (2, 3)]))"),
+        ("def f(x): raise StopIteration", "got = list(map(f, [1, 2]))\nfor a, b in zip(got, [5, 6]): assert a == b"),
+        ("class R:\n    def __len__(self): return 2\n    def __iter__(self): return iter(())\ndef f(x): return R()",
+         "out = f(1)\nassert len(out) == 2 and all(a == b for a, b in zip(out, [5, 6]))"),
+    ],
+)  # fmt: skip
+def test_a_program_does_not_end_the_tests_loops(program, test):
+    assert grade_program(program, [test]).passed is False
+
+
+def test_generators_end_as_they_should():
+    assert grade_program("def f(n):\n    yield from range(n)", ["assert list(f(3)) == [0, 1, 2]"]).passed
+    assert grade_program(
+        "def f(n):\n    yield 1", ["g = f(1)\nassert next(g) == 1\nassert next(g, None) is None"]
+    ).passed
+
+
+def test_a_test_that_asserts_nothing_is_malformed():
+    verdict = grade_program("def f(x): return 2", ["f(1) == 3"])
+    assert verdict.passed is None and "asserts nothing" in verdict.reason

@@ -1,7 +1,7 @@
 """The code grader on real data: every solution passes, and no way of spoiling one does.
 
 R1JAX_TEST_WHOLE=1 spoils every HumanEval and MBPP solution in each of the ways, which takes minutes: each infinite loop
-takes its second of CPU. Otherwise one problem in eight is, or in 24 by an infinite loop.
+takes its second of CPU. Otherwise one problem in eight is, or in 48 by an infinite loop.
 """
 
 import ast
@@ -137,11 +137,11 @@ SHORT = CodeConfig(cpu_seconds=1, memory_mb=256)
 def test_no_spoiled_solution_passes(problems, way):
     chosen = [
         (name, program + SPOIL.format(name=function, body=SPOILED[way]), tests)
-        for name, program, tests, function in problems()[:: 1 if WHOLE else 24 if way == "infinite loop" else 8]
+        for name, program, tests, function in problems()[:: 1 if WHOLE else 48 if way == "infinite loop" else 8]
     ]
     found = verdicts(chosen, SHORT)
     assert {name: v for name, v in found.items() if v.passed is not False} == {}
-    assert len(found) == len(chosen) > 6
+    assert len(found) == len(chosen) > 3
     # It is the spoiling that they fail by, not a slip in how they were spoiled.
     expected = {
         "None": "Error",

@@ -430,7 +430,7 @@ def test_algebra_ends_with_the_reward_worker_that_asked_for_it():
         pool.submit(["p"], [r"\boxed{(x+1)^2}"], {"answer": ["x^2+2x+1"]}).result()
         (reward_worker,) = (worker._process.pid for worker in pool._workers)
         (algebra,) = [pid for pid, parent in children_of_anyone().items() if parent == reward_worker]
-        slow = pool.submit(["p"], [r"\boxed{\sum_{i=1}^{10^{100}} i}"], {"answer": ["5"]})
+        slow = pool.submit(["p"], [r"\boxed{\sum_{i=1}^{10^{100}} i}"], {"answer": [r"\sum_{i=1}^{5} i"]})
         time.sleep(0.5)  # until algebra is at it, for seconds
         os.kill(reward_worker, signal.SIGKILL)
         wait_until_gone([algebra], seconds=0.7)

@@ -93,7 +93,7 @@ WILDCARDS = [
 ]  # fmt: skip
 HIDDEN = [
     "\u200b5", "5\u200b", "5\u2060", "\ufeff5", "5\u00ad", "\u202e5", "5\U000e0035", "5\u200d", "\\text{5\u200b}",
-    "5\u0336", "\u0665", "５", "𝟓", "५", "⑤", "Ⅴ", "5\x00", "5\u3164", "4\u200b2",
+    "5\u0336", "\u0665", "𝟓", "५", "⑤", "Ⅴ", "5\x00", "5\u3164", "4\u200b2",
 ]  # fmt: skip
 UNDEFINED = [
     r"\frac{5}{0}", "5/0", "0/0", "5/(1-1)", r"\frac{1}{x-x}", "0^0", "0^{-1}", r"\log_1 5", r"\infty", r"-\infty",
@@ -114,7 +114,7 @@ PROGRAMS = [
     r"\write18{touch /tmp/x}", r"\catcode`\@=11", r"\expandafter\csname x\endcsname", r"\loop\iftrue\repeat",
     r"\let\x=5", r"\renewcommand{\boxed}{5}", r"\immediate\openout1=x", "__import__('os').system('echo 5')",
     "exec('print(5)')", "eval('5')", "print(5)", "os.system('x')", "().__class__.__bases__", "{{5}}'; DROP TABLE",
-    "`id`", "$(id)", "%s%s%s%n", "__5__", r"\text{__import__('os')}", "5 if x else 6", "Symbol('x')",
+    "`id`", "$(id)", "%s%s%s%n", r"\text{__import__('os')}", "5 if x else 6", "Symbol('x')",
     "0x5", "0b101", "5e0x",
 ]  # fmt: skip
 LARGE = [
@@ -168,3 +168,62 @@ def test_nothing_adversarial_is_any_other_answer(gold):
     texts = [text for text in BARE_OR_BOXED if text not in ("(-\\infty,\\infty)", "answer")]
     scores = math_accuracy(["p"] * len(texts), [rf"\boxed{{{text}}}" for text in texts], [gold] * len(texts))
     assert [text for text, value in zip(texts, scores, strict=True) if value != 0.0] == []
+
+
+@pytest.mark.parametrize(
+    "answer, gold",
+    [
+        ("x+3=5", "x=2"), ("2x+3>7", r"(2,\infty)"), ("x^2-4x+3<0", "(1,3)"), ("|x|<3", "(-3,3)"),
+        (r"x^2-4x+3>0", r"(-\infty,1)\cup(3,\infty)"), (r"x^2-5x-14 \leq 0", r"x\in[-2,7]"),
+        (r"\int_0^1 x^2\,dx", "1/3"), (r"\sum_{k=1}^{100} k", "5050"), (r"\gcd(120,84)", "12"),
+        (r"\lim_{n\to\infty}\frac1n", "0"), (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "-2"), (r"\max(1,2,3)", "3"),
+    ],
+)  # fmt: skip
+def test_the_grader_does_not_do_the_work(answer, gold):
+    """An equation that is not solved, or an operation not carried out, says again what was asked."""
+    assert score(rf"\boxed{{{answer}}}", gold) == 0.0
+    assert score(rf"\boxed{{{gold}}}", gold) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer, gold",
+    [
+        ("x>2", r"(2,\infty)"), ("-3<x<3", "(-3,3)"), ("-x>-1", "x<1"), ("y=5-x", "x+y=5"), ("2x+3y=7", "3y+2x=7"),
+        (r"\sum_{k=1}^n k", r"\sum_{k=1}^{n} k"), ("x^2+y^2=4", "x^2+y^2-4=0"), ("y=2x+3", "y=3+2x"),
+    ],
+)  # fmt: skip
+def test_what_is_solved_is_read_as_before(answer, gold):
+    assert score(rf"\boxed{{{answer}}}", gold) == 1.0
+
+
+def test_a_term_of_the_prompt_is_no_answer_unless_it_is_the_gold_one():
+    assert score(r"\boxed{\sqrt{50}}", r"5\sqrt2", prompt=r"Simplify $\sqrt{50}$.") == 0.0
+    assert score(r"\boxed{\sqrt{50}}", r"5\sqrt2", prompt="Where does the line meet it?") == 1.0
+    assert score(r"\boxed{17\cdot 23}", "391", prompt=r"Compute $17\cdot 23$.") == 0.0
+    assert score(r"\boxed{x^2+3x+2}", "(x+1)(x+2)", prompt="Factor x^2+3x+2") == 0.0
+    assert score(r"\boxed{\sqrt{2}+1}", r"\sqrt{2}+1", prompt=r"Which is more: $\sqrt{2}+1$ or $\sqrt{5}$?") == 1.0
+    assert score(r"\boxed{-5}", "-5", prompt="What is x if x+7=2? Some say -5.") == 1.0
+
+
+def test_thinking_that_the_prompt_opened():
+    assert score(r"maybe \boxed{5} and", prompt="2+3?<think>\n") == 0.0
+    assert score(r"so</think>It is \boxed{5}.", prompt="2+3?<think>\n") == 1.0
+
+
+def test_an_echo_keeps_the_lines_of_what_follows():
+    text = "What is 9+9 here?\n9+9=18\n#### 18\n\nHope that helps you a lot"
+    assert score(text, "18", prompt="What is 9+9 here?") == 1.0
+
+
+@pytest.mark.parametrize(
+    "text", ["**Answer: 7**", "**Answer:** 7", "The answer is **7**.", "**7**", "__7__", "#### **7**"]
+)
+def test_bold_markdown_is_no_part_of_the_answer(text):
+    assert score(text, "7") == 1.0
+
+
+@pytest.mark.parametrize(
+    "text, gold", [("√2", r"\sqrt2"), ("2√(3)", r"2\sqrt{3}"), ("７", "7"), ("1.5e3", "1500"), ("2e-3", "0.002")]
+)
+def test_other_spellings(text, gold):
+    assert score(rf"\boxed{{{text}}}", gold) == score(rf"\boxed{{{gold}}}", text) == 1.0

@@ -127,6 +127,15 @@ def nested_processes():
     return found
 
 
+def started(count, before):
+    """Nested processes that were not there `before`, once there are `count`."""
+    deadline = time.monotonic() + 10
+    while len(found := nested_processes() - before) < count:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
 LIMITS = Limits(wall_seconds=8.0, cpu_seconds=1, memory_mb=256, scratch_mb=8, scratch_files=64, threads=16)
 # Their own end: none of these programs ends by itself.
 BRIEF = dataclasses.replace(LIMITS, wall_seconds=0.7)
@@ -343,7 +352,7 @@ sys.stderr.write('err')
     source = f"import os\nfor kind in {kinds}: print(os.readlink('/proc/self/ns/' + kind))"
     theirs = run(sandbox, source).stdout.decode().split()
     assert len(theirs) == len(kinds) and not {os.readlink(f"/proc/self/ns/{kind}") for kind in kinds} & set(theirs)
-    assert Path(f"/proc/{sandbox._keeper.pid}/environ").read_bytes() == b""
+    assert SECRET.encode() not in Path(f"/proc/{sandbox._keeper.pid}/environ").read_bytes()
     # Sets of strings have one order, so that a program gets the same reward twice.
     source = "print(set('abcdefgh'))"
     assert len({run(sandbox, source).stdout for _ in range(3)}) == 1
@@ -400,13 +409,12 @@ def test_programs_end_with_the_grader():
         "from r1jax.rewards.sandbox import *\nbox = Sandbox()\n"
         "runs = [box.start([PYTHON, *PYTHON_FLAGS, '-c', s], limits=Limits(wall_seconds=60, cpu_seconds=60)) "
         "for s in ('import time; time.sleep(99)', 'while True: pass')]\n"
-        "time.sleep(0.5)\nprint(box._keeper.pid, flush=True)\ntime.sleep(60)"
+        "print(box._keeper.pid, flush=True)\ntime.sleep(60)"
     )
     before = nested_processes()
     grader = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     keeper = int(grader.stdout.readline())
-    mine = nested_processes() - before
-    assert len(mine) >= 4  # two programs with an init each
+    mine = started(4, before)  # two programs with an init each
     grader.kill()
     grader.communicate()
     deadline = time.monotonic() + 5
@@ -418,8 +426,7 @@ def test_programs_end_with_the_grader():
 def test_a_program_ends_with_its_supervisor(sandbox):
     before = nested_processes()
     program = sandbox.start([PYTHON, *PYTHON_FLAGS, "-c", "import time; time.sleep(60)"])
-    time.sleep(0.5)
-    ours = nested_processes() - before
+    ours = started(2, before)
     status = Path(f"/proc/{min(ours)}/status").read_text()  # the init comes first
     os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
     with pytest.raises(RewardError, match="lost a program"):
@@ -427,13 +434,20 @@ def test_a_program_ends_with_its_supervisor(sandbox):
     deadline = time.monotonic() + 5
     while ours & nested_processes() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert len(ours) == 2 and not ours & nested_processes()
+    assert not ours & nested_processes()
     assert run(sandbox, "print(6 * 7)").stdout == b"42\n"
 
 
-def test_where_nothing_can_be_started(sandbox):
-    with pytest.raises(ConfigError, match=r"No such file.*no/such/program"):
-        sandbox.run(["/no/such/program"])
+def test_what_cannot_be_executed_is_its_own_fault(sandbox):
+    outcome = sandbox.run(["/no/such/program"])
+    assert (outcome.exit_code, outcome.stderr) == (127, b"/no/such/program: No such file or directory\n")
+    assert sandbox.run(["./x"], files={"x": b"\x7fELF nonsense"}).exit_code == 127
+
+
+def test_a_full_machine_is_not_a_machine_without_isolation(sandbox):
+    with pytest.raises(RewardError, match=r"No space left.*use fewer workers"):
+        run(sandbox, "", files={"x": bytes(9 << 20)})
+    assert run(sandbox, "print(6 * 7)").stdout == b"42\n"
 
 
 def test_a_machine_without_isolation_is_refused(monkeypatch):

@@ -30,7 +30,7 @@ class DecontaminateConfig:
     """A jsonl file for the others, each with its "match": the benchmark, its row and the words."""
     n: int = 10
     """Words in sequence."""
-    fields: tuple[str, ...] = ("question", "problem", "prompt")
+    fields: tuple[str, ...] = ("question", "problem", "prompt", "messages")
     """Where a row's text is: in the first of these that it has."""
     solutions: tuple[str, ...] = ("solution", "canonical_solution", "answer")
     """Where a benchmark row's reference solution is, if it has one: in any of these."""
@@ -41,6 +41,10 @@ class DecontaminateConfig:
         for name in ("out", "removed"):
             path = getattr(self, name)
             check_field(path is None or path.parent.is_dir(), name, str(path), "its folder does not exist; make it")
+            check_field(
+                path is None or not path.exists(), name, str(path), "is already there; choose another, remove it"
+            )
+        check_field(self.out != self.removed, "removed", str(self.removed), "must not be the file of --out")
 
 
 def decontaminate(config: DecontaminateConfig) -> None:
@@ -49,7 +53,7 @@ def decontaminate(config: DecontaminateConfig) -> None:
 
     def benchmark_texts() -> Iterator[str]:
         for source in config.against:
-            for number, row in enumerate(iterate_rows(source)):
+            for number, row in enumerate(iterate_rows(source), 1):
                 solutions = [row[name] for name in config.solutions if isinstance(row.get(name), str)]
                 for text in (_text(row, config.fields, source, number), *solutions):
                     origins.append((source, number))
@@ -61,7 +65,7 @@ def decontaminate(config: DecontaminateConfig) -> None:
 
     def clean_rows() -> Iterator[Mapping[str, Any]]:
         nonlocal kept
-        for number, row in enumerate(iterate_rows(config.train)):
+        for number, row in enumerate(iterate_rows(config.train), 1):
             match = index.match(_text(row, config.fields, config.train, number))
             if match is None:
                 kept += 1
@@ -79,7 +83,9 @@ def decontaminate(config: DecontaminateConfig) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{kept:,} of {kept + len(matched):,} rows kept: {config.out}")
     for source, count in Counter(row["match"]["source"] for row in matched).most_common():
-        console.print(f"{count:,} share {config.n} words in sequence with {source}", markup=False)
+        console.print(
+            f"{count:,} share {config.n} words in sequence, or all of a shorter text, with {source}", markup=False
+        )
     for row in matched[:5]:
         console.print(f"  row {row['match']['row']}: {row['match']['words']}", markup=False)
     if matched and config.removed is None:

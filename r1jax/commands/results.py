@@ -25,7 +25,7 @@ def read_rows(path: Path, option: str) -> Iterator[tuple[str, Any]]:
     """Yields ("FILE line N", value) of a jsonl file. Raises `DataError` naming that, or `option` and the file."""
     number = 0
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:  # some editors begin a file with a mark
             for line_number, line in enumerate(file, 1):
                 if line.strip():
                     number = line_number

@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from r1jax.evaluation.grading import Judge
     from r1jax.evaluation.scoring import Grades, Samples
 
-_OURS = {"id", "problem", "prompt", "messages", "prompt_tokens", "completions", "tokens", "finish_reasons", "logps"}
+_OURS = {
+    "id",
+    "problem",
+    "question",
+    "prompt",
+    "messages",
+    "prompt_tokens",
+    "completions",
+    "tokens",
+    "finish_reasons",
+    "logps",
+}
 _OURS |= {"scores", "unasked"}  # what a row says of itself; all its other fields are the judge's columns
 
 
@@ -41,8 +52,8 @@ class ScoreConfig:
     """A jsonl file: each line has a "problem" (or "prompt"), "completions", and what the judge needs, as "answer"."""
     out: Path
     """The folder for results.json, problems.jsonl and report.html. Interrupted, the same command goes on."""
-    reward: str = "math_accuracy"
-    """The judge: a reward function's name, or package.module:function of your own."""
+    reward: str | None = None
+    """The judge: a reward function's name, or package.module:function of your own; unless given, math_accuracy."""
     benchmark: str | None = None
     """Use this benchmark's judge instead."""
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
@@ -51,6 +62,10 @@ class ScoreConfig:
     """Seconds after which the judging of a completion is given up: it counts as wrong, and is reported."""
 
     def __post_init__(self):
+        one = self.reward is None or self.benchmark is None
+        check_field(
+            one, "reward", self.reward, f"benchmark={self.benchmark!r} has a judge of its own; give one of the two"
+        )
         check_field(self.workers >= 1, "workers", self.workers, "must be at least 1")
         check_field(self.timeout > 0, "timeout", self.timeout, "must be positive")
 
@@ -61,7 +76,7 @@ def score(config: ScoreConfig) -> None:
 
     console = Console()
     benchmark = None if config.benchmark is None else find_benchmark(config.benchmark)
-    judge = Judge.of_reward(config.reward) if benchmark is None else Judge.of_benchmark(benchmark)
+    judge = Judge.of_reward(config.reward or "math_accuracy") if benchmark is None else Judge.of_benchmark(benchmark)
     if judge is None:
         raise ConfigError(f"benchmark={config.benchmark!r}: is judged elsewhere; r1jax eval writes what that takes")
     samples = []
@@ -110,7 +125,7 @@ def samples_of(row: Any, where: str) -> Samples:
 
     if not isinstance(row, dict):
         raise DataError(f'{where}: must be an object with a "problem" and "completions"')
-    named = [name for name in ("problem", "prompt", "messages", "prompt_tokens") if name in row]
+    named = [name for name in ("problem", "question", "prompt", "messages", "prompt_tokens") if name in row]
     if not named:
         raise DataError(f'{where}: has no "problem" (nor "prompt"): add its text')
     text = "" if named[0] == "prompt_tokens" else row[named[0]]  # `r1jax generate` was given ids alone

@@ -165,7 +165,10 @@ def bootstrap_interval(per_problem: ArrayLike, seed: int, n: int = 1000, level: 
 
 
 def _graded(correct: ArrayLike) -> np.ndarray:
-    correct = np.asarray(correct, bool)
+    given = np.asarray(correct)
+    correct = given.astype(bool)
+    if given.dtype != bool and not np.isin(given, (0, 1)).all():
+        raise ValueError("correct: holds other values than 0 and 1; say first which scores are right")
     if correct.ndim != 2 or not correct.size:
         raise ValueError(f"correct of shape {correct.shape}: needs [N problems, k samples], neither 0")
     return correct

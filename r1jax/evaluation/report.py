@@ -33,8 +33,10 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     check_field(run_dir.is_dir(), "run_dir", str(run_dir), "no such folder; give the folder of a run or an evaluation")
+    begun = (run_dir / "metrics.jsonl").exists() or (run_dir / "config.json").exists()
     if not (run_dir / "metrics.jsonl").exists() and (folders := evaluation_folders(run_dir)):
         return write_evaluation_report(run_dir, folders)
+    check_field(begun, "run_dir", str(run_dir), "holds neither a run nor an evaluation; give the folder of one")
     if _json(run_dir / "config.json").get("kind") == "sft":
         return write_page(run_dir, "sft.html.j2", _sft_content(run_dir))
     return write_page(run_dir, "report.html.j2", _content(run_dir))

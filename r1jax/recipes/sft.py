@@ -39,8 +39,9 @@ class SFTConfig:
     epochs: int = 2
     rows: int = 16
     """Packed rows per step ..."""
-    length: int = 2048
-    """... of this many tokens. Longer examples are left out and counted."""
+    length: int | None = None
+    """... of this many tokens; unless given, 2048, or the model's positions if they are fewer. Longer examples are left
+    out and counted."""
     num_microbatches: int = 1
     """Parts whose gradients are accumulated before each optimizer step."""
     turns: Literal["all", "last"] = "all"
@@ -66,7 +67,7 @@ class SFTConfig:
         check_field(self.seed >= 0, "seed", self.seed, "must not be negative")
         for name in ("epochs", "rows", "num_microbatches", "save_every", "keep_checkpoints"):
             check_field(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        check_field(self.length >= 2, "length", self.length, "must be at least 2")
+        check_field(self.length is None or self.length >= 2, "length", self.length, "must be at least 2")
         divides = self.rows % self.num_microbatches == 0
         check_field(divides, "num_microbatches", self.num_microbatches, f"must divide rows={self.rows}")
 
@@ -115,6 +116,8 @@ def run(config: SFTConfig) -> Path:
             f"{' x '.join(layout.axes('batch'))}"
         )
     _, shape, assets = describe(config.checkpoint)
+    if config.length is None:
+        config = dataclasses.replace(config, length=min(2048, shape.max_position_embeddings))
     if config.length > shape.max_position_embeddings:
         raise ConfigError(
             f"length={config.length}: must not exceed the model's max_position_embeddings="
@@ -212,7 +215,7 @@ def _check_same_data(path: Path, cards: dict[str, dict[str, Any]]) -> None:
             if earlier[name]["sha256"] != card["sha256"]:
                 raise ConfigError(
                     f"{name}={card['source']!r}: its examples are no longer those that the run in {path.parent} began "
-                    f"with ({earlier[name]['examples']} then, {card['examples']} now); use another --run-dir"
+                    f"with; use another --run-dir"
                 )
         return
     partial = path.with_name(f"{path.name}.partial")

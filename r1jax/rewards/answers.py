@@ -54,6 +54,10 @@ _PROSE = re.compile(  # ABCD is a quadrilateral
     r"(?<![A-Za-z\\])(?:(?!(?:sqrt|frac|infty|infinity)(?![A-Za-z]))(?=[A-Z]*[a-z])[A-Za-z]{4,}"
     r"|(?i:is|it|so|we|get|got|has|the|are|be|of|an|to|for|not|you|just|no)(?![A-Za-z]))|[^\W\d_A-Za-z]{2,}"
 )
+_BOLD = re.compile(  # of Markdown, not a power
+    r"(?<![0-9A-Za-z)}*])\*\*(?! )([^*\n]{1,300}?)(?<! )\*\*(?![0-9A-Za-z({*])"
+    r"|(?<![0-9A-Za-z_)}])__(?! )([^_\n]{1,300}?)(?<! )__(?![0-9A-Za-z_({])"
+)
 _NO_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s{0,8}(?:\{\s{0,8}\}|(\{.*))", re.S)
 
 
@@ -162,6 +166,7 @@ def _boxes(text: str) -> list[tuple[str, int, int]]:
 def _stated(text: str) -> str | None:
     """The answer in a text without boxes, from its last 2000 characters."""
     text = _NO_BOX.sub("", text[-_TAIL:]).strip()  # a box that does not close has no content
+    text = _BOLD.sub(lambda m: m[1] or m[2], text)
     _, marked, after = text.rpartition("####")
     if marked and after.strip():
         return after.strip().splitlines()[0]

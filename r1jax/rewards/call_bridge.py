@@ -59,13 +59,13 @@ class Peer(Values):
     def ask(self, operation, *arguments):
         self.asked += 1
         self.send((operation, *arguments))
-        return self._answer()[0]
+        return self._answer(operation)[0]
 
     def call(self, function, args, kwargs):
         """Calls a `Remote`, and makes the changes in place that the call made to its arguments."""
         self.asked += 1
         self.send(("call", function, args, kwargs))
-        value, changed = self._answer()
+        value, changed = self._answer("call")
         for key, new in changed.items():
             old = args[key] if type(key) is int else kwargs[key]
             if type(old) is type(new) and type(old) in _MUTABLE:
@@ -76,13 +76,13 @@ class Peer(Values):
                     old.update(new)
         return value
 
-    def _answer(self):
+    def _answer(self, operation):
         while True:
             kind, *rest = self.receive()
             if kind == "value":
                 return rest
             if kind == "exception":
-                raise _rebuilt(*rest)
+                raise _rebuilt(*rest, ends=operation == "next")
             self.serve(kind, rest)
 
     def serve(self, operation, arguments):
@@ -161,9 +161,12 @@ def _described(error):
     return names, [a if type(a) in (str, int, float, bool, type(None)) else str(a) for a in error.args]
 
 
-def _rebuilt(names, arguments):
+def _rebuilt(names, arguments, ends):
+    """`ends`: whether it may be the end of an iteration; raised by a call, that would end a loop of the tests."""
     kinds = (getattr(builtins, name, None) for name in names)
     kind = next((k for k in kinds if isinstance(k, type) and issubclass(k, (Exception, SystemExit))), RuntimeError)
+    if issubclass(kind, (StopIteration, StopAsyncIteration)) and not ends:
+        kind = RuntimeError
     try:
         error = kind(*arguments)
     except TypeError:  # UnicodeDecodeError and its like want arguments of their own
@@ -178,6 +181,7 @@ def _rebuilt(names, arguments):
 def run_program(path):
     """Loads the program and answers for it, until the tests have ended."""
     peer = Peer()
+    builtins.exit = builtins.quit = sys.exit  # they come from a part of Python that does not start here
     module = type(sys)("program")
     sys.modules["program"] = module
     try:
@@ -253,9 +257,12 @@ def _judge(case_seconds, tests):
     for i, text in enumerate(tests):
         try:
             codes.append(compile(text, f"test {i}", "exec"))
-            _survey(compile(text, f"test {i}", "exec", 0x400), loaded, bound, bases)  # PyCF_ONLY_AST
+            tree = compile(text, f"test {i}", "exec", 0x400)  # PyCF_ONLY_AST
+            _survey(tree, loaded, bound, bases)
         except Exception as error:
             return "malformed", i, f"it does not compile: {error}"
+        if any(type(getattr(node, "value", None)).__name__ in ("Compare", "BoolOp") for node in _statements(tree)):
+            return "malformed", i, "it compares and asserts nothing: write assert"
     modules = {name for name in bases - bound if name in sys.stdlib_module_names}
     needed = {name for name in loaded - modules if not hasattr(builtins, name)}
     spare = loaded - modules - bound - needed
@@ -287,6 +294,11 @@ def _judge(case_seconds, tests):
     if not peer.asked and all(type(value) is Remote for name, value in theirs.items() if name not in bound):
         return "malformed", i, _UNUSED
     return "passed", i, ""
+
+
+def _statements(tree):
+    """Expressions that stand alone, at the top."""
+    return [node for node in tree.body if type(node).__name__ == "Expr"]
 
 
 def _names(peer, wanted):

@@ -71,7 +71,15 @@ class Remote:
 
     def __iter__(self):
         iterator = self._ask("iter")
-        return iterator if type(iterator) is Remote else iter(iterator)
+        items = iterator if type(iterator) is Remote else iter(iterator)
+        try:
+            length = self._ask("len")
+        except Exception:  # a generator
+            return items
+        items = list(items)
+        if len(items) != length:  # zip would end early, and nobody would notice
+            raise ValueError(f"its length is {length}, and it has {len(items)} items")
+        return iter(items)
 
     def __next__(self):
         return self._ask("next")

@@ -26,10 +26,16 @@ _LANGUAGES = {
     **dict.fromkeys(("python", "python3", "py", "py3"), "python"),
     **dict.fromkeys(("cpp", "c++", "cc", "cxx", "c++17", "cpp17"), "cpp"),
 }
+_LAUNCH = (  # exit and quit come from a part of Python that does not start here
+    "import builtins, sys; builtins.exit = builtins.quit = sys.exit; sys.argv = [__file__ := 'program.py']; "
+    "exec(compile(open(__file__, 'rb').read(), __file__, 'exec'))"
+)
+_DEFINES = re.compile(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]|^\w+[ \t]*=", re.M)
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`\n]*")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]{1,4})?")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _SLOWER, _SLOWER_SECONDS = 1.5, 0.05  # what differs by less is noise
+_LONGEST, _LONGEST_BUILT = 1 << 20, 16 << 20  # bytes of a program, and of what a compiler makes of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,8 @@ class CodeConfig:
     """How programs are run and judged: the parameters of `code_accuracy`. Raises `ConfigError` for what cannot work."""
 
     cpu_seconds: int = 5
-    """CPU time of one run of a program: with one input, or under all assertions. It decides on a busy machine as on an
-    idle one, so wall time is the more generous."""
+    """CPU time of one run of a program, with one input or under all assertions, and of the assertions. It decides on a
+    busy machine as on an idle one, so wall time is the more generous."""
     case_seconds: float = 20.0
     """Wall time of one case: one input, or one assertion."""
     total_seconds: float = 60.0
@@ -55,8 +61,9 @@ class CodeConfig:
     """Run programs with no isolation at all: see `r1jax.rewards.sandbox.Sandbox`."""
 
     def __post_init__(self):
-        for name in ("case_seconds", "total_seconds", "compile_seconds", "memory_mb"):
+        for name in ("case_seconds", "total_seconds", "compile_seconds"):
             check_field(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
+        check_field(self.memory_mb >= 64, "memory_mb", self.memory_mb, "at least 64, which Python alone needs")
         ok = isinstance(self.cpu_seconds, int) and self.cpu_seconds >= 1
         check_field(ok, "cpu_seconds", self.cpu_seconds, "an integer >= 1: the system counts whole seconds")
         ok = self.float_tolerance is None or 0 <= self.float_tolerance < 1
@@ -130,10 +137,14 @@ def code_accuracy(
     check_field(speed_bonus >= 0, "speed_bonus", speed_bonus, "a number >= 0")
     check_field(parallel is None or parallel >= 1, "parallel", parallel, "None, or an integer >= 1")
     languages = language if isinstance(language, list) else [language] * len(completions)
-    rows = list(zip(completions, tests, languages, strict=True))
+    # Where the prompt has opened the thinking, a completion begins inside it.
+    opened = ("<think>" if prompt.rstrip().endswith("<think>") else "" for prompt in prompts)
+    texts = [start + completion for start, completion in zip(opened, completions, strict=True)]
+    rows = list(zip(texts, tests, languages, strict=True))
     if not rows:
         return []
-    with ThreadPoolExecutor(min(parallel or len(os.sched_getaffinity(0)), len(rows))) as threads:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(min(parallel or cores, len(rows))) as threads:
         verdicts = list(threads.map(lambda row: grade_completion(*row, config), rows))
     scores = [None if verdict.passed is None else float(verdict.passed) for verdict in verdicts]
     if speed_bonus:
@@ -149,7 +160,7 @@ def grade_completion(
     completion: str, tests: Any, language: str | None = None, config: CodeConfig = CodeConfig()
 ) -> Verdict:
     """Extracts a completion's program and judges it. Raises `ConfigError` where the machine can give no isolation."""
-    program, fence = extract_program(completion)
+    program, fence = extract_program(completion, calls=_kind(tests) == "asserts")
     if language in LANGUAGES:
         language = None
     if language is not None and language.lower() not in _LANGUAGES:
@@ -168,33 +179,40 @@ def grade_program(program: str, tests: Any, language: str = "python", config: Co
         source = program.encode()
     except UnicodeEncodeError:
         return Verdict(False, "it has lone surrogates")
+    if len(source) > _LONGEST:
+        return Verdict(False, f"it is longer than {_LONGEST} bytes")
     sandbox = shared_sandbox(config.unsafe_no_isolation)
     if kind == "asserts":
         if language != "python":
             return Verdict(False, "its tests call Python functions")
         return _grade_calls(sandbox, source, tests, config)
     if language == "python":
-        command, files = [PYTHON, *PYTHON_FLAGS, "program.py"], {"program.py": source}
+        command, files = [PYTHON, *PYTHON_FLAGS, "-c", _LAUNCH], {"program.py": source}
     else:
         compiler = _compiler()
         if compiler is None:
             return Verdict(None, "no C++ compiler: install g++ or clang++")
         built = _compile(sandbox, compiler, source, config)
         if not built.ok:
-            return Verdict(False, f"it does not compile: {built.end or _tail(built.stderr)}")
+            return Verdict(False, f"it does not compile: {_ending(built)}")
         command, files = ["./program"], {"program": built.stdout}
     return _grade_outputs(sandbox, command, files, tests, config)
 
 
-def extract_program(completion: str) -> tuple[str, str | None]:
+def extract_program(completion: str, calls: bool = False) -> tuple[str, str | None]:
     """A completion's program and its language as its fence has it, None where there is none.
 
-    Of the text after the thinking, the last fenced block whose language is left out, or one that can be run; without
-    such a block, the text. A last block that is not closed ends with the text. Thinking that does not end has no
-    program; where nothing comes after it, it is searched itself.
+    Of the text after the thinking, or of the last `<answer>` in it, the last fenced block in a language that can be
+    run; else the last without a language, which may as well be what a program prints; without such a block, the text.
+    With `calls` a block that defines something goes before one that does not, which may be an example of use. A last
+    block that is not closed ends with the text. Thinking that does not end has no program; where nothing comes after
+    it, it is searched itself.
     """
     before, _, after = completion.rpartition("</think>")
     text = (after if after.strip() else before.rpartition("<think>")[2]).partition("<think>")[0]
+    _, answered, answer = text.rpartition("<answer>")
+    if answered and answer.strip():
+        text = answer.partition("</answer>")[0]
     blocks, opened, lines = [], None, []
     for line in text.splitlines(keepends=True):
         fence = _FENCE.fullmatch(line.rstrip())
@@ -208,10 +226,14 @@ def extract_program(completion: str) -> tuple[str, str | None]:
             lines.append(line)
     if opened is not None:
         blocks.append((opened[2], "".join(lines)))
-    for tag, block in reversed(blocks):
-        if not tag or tag.lower() in _LANGUAGES:
-            return block, tag or None
-    return text, None
+    blocks = [(tag.partition(":")[0], block) for tag, block in blocks]
+    blocks = [(tag, block) for tag, block in blocks if not tag or tag.lower() in _LANGUAGES]
+    if not blocks:
+        return text, None
+    if calls and any(_DEFINES.search(block) for _, block in blocks):
+        blocks = [(tag, block) for tag, block in blocks if _DEFINES.search(block)]
+    tag, block = next((each for each in reversed(blocks) if each[0]), blocks[-1])
+    return block, tag or None
 
 
 def same_output(actual: bytes, expected: str, config: CodeConfig = CodeConfig()) -> bool:
@@ -279,7 +301,7 @@ def _grade_calls(sandbox: Sandbox, source: bytes, tests: Sequence[str], config: 
             [*command, "tests"],
             stdin=marshal.dumps((secret, config.case_seconds, [str(test) for test in tests])),
             files=_bridge(),
-            limits=Limits(seconds, math.ceil(seconds), config.memory_mb),
+            limits=Limits(seconds, config.cpu_seconds, config.memory_mb),
             channel=ours,
         )
         word, _, rest = told.stdout.decode(errors="replace").partition(" ")
@@ -369,8 +391,9 @@ def _compile(sandbox: Sandbox, compiler: str, source: bytes, config: CodeConfig)
         limits=Limits(
             config.compile_seconds,
             math.ceil(config.compile_seconds),
-            memory_mb=2048,
-            output_bytes=64 << 20,
+            memory_mb=1024,
+            threads=8,
+            output_bytes=_LONGEST_BUILT,
             forks=True,
         ),
     )

@@ -22,8 +22,8 @@ from r1jax.rewards.answers import gold_answer
 from r1jax.rewards.exact import same
 from r1jax.rewards.expression_parser import GREEK
 from r1jax.rewards.expressions import Unreadable
-from r1jax.rewards.latex import clean, scan, without_hidden
-from r1jax.rewards.meaning import Senseless, read
+from r1jax.rewards.latex import clean, scan, squash, without_hidden
+from r1jax.rewards.meaning import NAME, Relation, Senseless, read
 from r1jax.rewards.process import WorkerProcess
 from r1jax.rewards.symbolic import symbolic_equality
 from r1jax.rewards.units import without_unit
@@ -38,6 +38,7 @@ _NOT_ALGEBRA = re.compile(
     r'"|(?<![A-Za-z\\])(?!(?:sqrt|frac|[pbvBV]?matrix|array)(?![A-Za-z]))(?=[A-Z]*[a-z])[A-Za-z]{4,}'
     r"|(?<![A-Za-z])'|__|[^\x20-\x7e]"
 )
+_OPERATION = re.compile(r"\\(?:sum|prod|int|lim|gcd|lcm|max|min|det|begin\{vmatrix)(?![A-Za-z])")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _DEGREES = re.compile(r"([0-9.]+)\s*\^(?:\{\\circ\}|\\circ)")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
@@ -197,11 +198,33 @@ def _without_algebra(gold: str, answer: str | None) -> bool | _Question | None:
         return None
     given = _given(answer)
     verdict = False if given is None else same(expected, given)
+    if verdict is None and _is_unfinished(expected, given):
+        verdict = False
     text = None if verdict is not None else _for_algebra(given)
     if text is None or for_algebra is None:
         verdict = bool(verdict)
         return verdict if plain else _Question(for_algebra, "", verdict, None)
     return _Question(for_algebra, text, None, False if plain else None)
+
+
+def _is_unfinished(gold: str, answer: str) -> bool:
+    """Whether an answer leaves to be done what the question asks, which algebra would do for it: an equation or an
+    inequality that is not solved, an operation that is not carried out."""
+    if any(operation not in gold for operation in _OPERATION.findall(answer)):
+        return True
+    given, expected = read(answer), read(gold)
+    unsolved = isinstance(given, Relation) and not _is_solved(given)
+    return unsolved and not (isinstance(expected, Relation) and not _is_solved(expected))
+
+
+def _is_solved(relation: Relation) -> bool:
+    """x = ..., a < x < b, -x < a: one side is a name that stands on no other."""
+    sides = [squash(side) for side in relation.sides]
+    return any(
+        NAME.fullmatch(side.lstrip("-"))
+        and not any(side.lstrip("-") in other for j, other in enumerate(sides) if j != i)
+        for i, side in enumerate(sides)
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -41,7 +41,7 @@ def _is_answered(text: str) -> bool:
     if parts is None:
         return False
     before, think, between, answer, after = parts
-    return bool(think and answer) and not (before or between or after)
+    return _says_something(think) and _says_something(answer) and not (before or between or after)
 
 
 def _is_summarised(text: str) -> bool:
@@ -49,7 +49,12 @@ def _is_summarised(text: str) -> bool:
     if parts is None or any(tag in text for tag in _TAGS[2:]):
         return False
     before, think, summary = parts
-    return bool(think and summary) and not before
+    return _says_something(think) and _says_something(summary) and not before
+
+
+def _says_something(part: str) -> bool:
+    """Characters that nobody sees are no reasoning, and neither are dots."""
+    return any(character.isalnum() for character in part)
 
 
 def _split(text: str, tags: tuple[str, ...]) -> list[str] | None:

@@ -16,6 +16,7 @@ _UNICODE = {
     "（": "(", "）": ")", "，": ",", "、": ",", "：": ":", "；": ";", "。": ".", "％": "%", "＝": "=",
     "’": "'", "‘": "'", "“": "", "”": "", '"': "", "€": " ", "£": " ", "¥": " ", "￥": " ", "₹": " ",
 }  # fmt: skip
+_UNICODE |= {chr(ord("０") + digit): str(digit) for digit in range(10)}  # as wide as Chinese and Japanese letters
 _TRANSLATION = str.maketrans(_UNICODE)
 
 _TEXT = (
@@ -46,6 +47,8 @@ _SYNONYMS = {
     r"\colon": ":", r"\approxeq": r"\approx", r"\simeq": r"\approx", r"\ast": "*", r"\dotsm": r"\dots",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\[A-Za-z]+")
+_ROOT = re.compile(r"√\s*(?:([0-9]+(?:\.[0-9]+)?|[A-Za-z])|\(([^()]*)\)|\{([^{}]*)\})")
+_SCIENTIFIC = re.compile(r"([-+]?[0-9]+(?:\.[0-9]+)?)[eE]([-+]?[0-9]{1,3})")
 _COMPARISONS = (("<=", r"\le "), (">=", r"\ge "), ("!=", r"\ne "), ("==", "="), ("**", "^"))
 _BROKEN_RELATION = re.compile(r"\\([lg]e)(?=[a-pr-z](?![A-Za-z]))")  # \lex for \le x
 _TABLES = ("matrix", "array", "cases", "aligned")
@@ -61,6 +64,7 @@ def clean(text: str) -> str:
     text = _ESCAPED.sub(lambda m: "\\f" if m[1] == "\x0c" else "\\b", text.translate(_TRANSLATION))
     if not text.isascii():
         text = "".join(" " if unicodedata.category(c) == "Zs" else c for c in text)
+        text = _ROOT.sub(lambda m: rf"\sqrt{{{m[1] or m[2] or m[3]}}}", text)
     if not any(name in text for name in _TABLES):
         text = _DOUBLED_BACKSLASH.sub(r"\\", text)
     text = TEXT_GROUP.sub(_quoted, text)
@@ -71,7 +75,8 @@ def clean(text: str) -> str:
     for written, meant in _COMPARISONS:
         text = text.replace(written, meant)
     text = _PERCENT.sub("%", _JOIN.sub(" , ", text)).replace('""', "")
-    return " ".join(text.split()).lstrip(" ,;:*`=").rstrip(" \\.,;:*`")
+    text = " ".join(text.split()).lstrip(" ,;:*`=").rstrip(" \\.,;:*`")
+    return _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text) if _SCIENTIFIC.fullmatch(text) else text
 
 
 def _quoted(match: re.Match) -> str:

@@ -11,8 +11,9 @@ Memory: a program is one process with threads unless `Limits.forks`, so that `me
 `memory_mb` for itself, and there are at most `threads` of them.
 """
 
+import atexit
 import contextlib
-import functools
+import errno
 import marshal
 import os
 import platform
@@ -46,6 +47,7 @@ _LINKS = {
     **{f"/dev/{n}": f"/proc/self/fd/{i}" for i, n in enumerate(("stdin", "stdout", "stderr"))},
 }
 _GRACE = 20.0  # seconds beyond a program's own in which a busy machine may start and end it
+_EXHAUSTED = {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE}
 _MB = 1 << 20
 
 
@@ -127,9 +129,10 @@ class Sandbox:
         """Starts a program and returns at once.
 
         `argv` begins with an absolute path; `files` are put into its folder, in which it starts; a `channel` is its
-        descriptor 3, and closed here; `discard_output` sends its standard output nowhere, where no limit applies.
+        descriptor 3, and closed here; `discard_output` sends its standard output nowhere, where no limit applies. What
+        cannot be executed ends with exit code 127.
 
-        Raises `ConfigError` where isolation fails, `RewardError` where the machine cannot start one more process.
+        Raises `RewardError` where the keeper has ended and ends again as soon as it is started.
         """
         limits = limits or Limits()
         ours, theirs = socket.socketpair()
@@ -202,7 +205,7 @@ class Sandbox:
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={},
+                env={name: os.environ[name] for name in _LOADER if name in os.environ},
                 pass_fds=[theirs.fileno()],
             )
         try:
@@ -219,7 +222,11 @@ class Sandbox:
 
     def _stop_keeper(self) -> None:
         self._control.close()
-        self._keeper.wait()
+        try:
+            self._keeper.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:  # a process forked from this one holds the connection too
+            self._keeper.kill()
+            self._keeper.wait()
 
 
 class Run:
@@ -254,7 +261,12 @@ class Run:
             ) from None
         failure = answer.pop("failure")
         if failure is not None:
-            raise ConfigError(_refusal(failure))
+            if failure[0] in _EXHAUSTED:
+                raise RewardError(
+                    f"the sandbox could not start a program ({failure[1]}): the machine has no processes or memory "
+                    "left; use fewer workers"
+                )
+            raise ConfigError(_refusal(failure[1]))
         self._outcome = Outcome(**answer)
         return self._outcome
 
@@ -265,18 +277,17 @@ class Run:
         return self.result()
 
 
-@functools.lru_cache(maxsize=2)
-def _shared(unsafe_no_isolation: bool) -> Sandbox:
-    return Sandbox(unsafe_no_isolation)
-
-
+_shared: dict[bool, Sandbox] = {}
 _shared_lock = threading.Lock()
 
 
 def shared_sandbox(unsafe_no_isolation: bool = False) -> Sandbox:
     """This process's one sandbox, started when it is first needed. Raises as `Sandbox` does."""
     with _shared_lock:
-        return _shared(unsafe_no_isolation)
+        if unsafe_no_isolation not in _shared:
+            _shared[unsafe_no_isolation] = Sandbox(unsafe_no_isolation)
+            atexit.register(_shared[unsafe_no_isolation].close)
+        return _shared[unsafe_no_isolation]
 
 
 PYTHON = os.path.realpath(sys.executable)
@@ -289,8 +300,9 @@ _ENVIRONMENT = {
     "PYTHONUTF8": "1",
     "MALLOC_ARENA_MAX": "2",  # each arena takes 64 MiB of a limited address space
 }
+_LOADER = ("LD_LIBRARY_PATH",)  # some installations of Python do not start without
 if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-    _ENVIRONMENT["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
+    _ENVIRONMENT["LD_LIBRARY_PATH"] = f"{os.path.dirname(os.path.dirname(PYTHON))}/lib"
 
 
 def _root() -> dict:

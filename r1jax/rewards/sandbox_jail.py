@@ -4,7 +4,7 @@
 forks fast, and never sees the environment or the memory of the process that grades. Four kinds of process:
 
 - the keeper (`main`), which builds the root and forks a supervisor for each request, and does nothing else;
-- a supervisor, outside the program's namespaces: it starts the init, carries input and output, and holds the clock;
+- a supervisor, outside the program's namespaces: it starts the init, carries output, and holds the clock;
 - an init, process 1 of the program's own process namespace, whose end is the end of all that the program started;
 - the program, in a user namespace of its own, where it has no capability, over no file system and over no network.
 """
@@ -84,11 +84,14 @@ def main():
         if config["isolated"]:
             outer_id = _build_root(config)
     except OSError as error:
-        control.send(marshal.dumps(f"{error.filename}: {error.strerror}"))
+        control.send(marshal.dumps(_described(error)[1]))
         return
     control.send(marshal.dumps(None))
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1, 2, socket.MSG_CMSG_CLOEXEC)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(control, 1, 2, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            return
         if not message:
             return
         try:
@@ -164,7 +167,7 @@ def _supervise(client, channel, scratch, outer_id):
     try:
         answer = _run(client, channel, _receive(client), scratch, outer_id)
     except BaseException as error:
-        answer = {"failure": f"{getattr(error, 'filename', None) or type(error).__name__}: {error}"}
+        answer = {"failure": _described(error)}
     try:
         client.sendall(marshal.dumps(answer))
     except OSError:  # the grader has gone
@@ -183,9 +186,10 @@ def _receive(client):
 
 def _run(client, channel, request, scratch, outer_id):
     scratch = scratch if outer_id is not None else _make_folder()
-    (input_r, input_w), (output_r, output_w), (error_r, error_w), (status_r, status_w) = (os.pipe() for _ in range(4))
+    (output_r, output_w), (error_r, error_w), (status_r, status_w) = (os.pipe() for _ in range(3))
+    input_r = _readable(request["stdin"])
     alive_r, alive_w = os.pipe()
-    for descriptor in (input_r, output_w, error_w):
+    for descriptor in (output_w, error_w):
         os.fchmod(descriptor, 0o666)  # for a program that opens /dev/stdin
     if outer_id is not None:
         _call("unshare process namespace", "unshare", _NEWPID)
@@ -193,7 +197,7 @@ def _run(client, channel, request, scratch, outer_id):
     init = os.fork()
     if init == 0:
         try:
-            for descriptor in (input_w, output_r, error_r, status_r, alive_w):
+            for descriptor in (output_r, error_r, status_r, alive_w):
                 os.close(descriptor)
             client.close()
             streams = [input_r, os.open(os.devnull, os.O_WRONLY) if request["discard_output"] else output_w, error_w]
@@ -204,7 +208,7 @@ def _run(client, channel, request, scratch, outer_id):
     for descriptor in (input_r, output_w, error_w, status_w, alive_r, *channel):
         os.close(descriptor)
     try:
-        outcome = _carry(client, request, input_w, output_r, error_r, status_r, started + request["wall_seconds"])
+        outcome = _carry(client, request, output_r, error_r, status_r, started + request["wall_seconds"])
         if outcome["end"] == "cancelled":  # a program that has just ended by itself is about to be reported
             select.select([status_r], [], [], _REPORT_SECONDS)
     finally:
@@ -224,7 +228,8 @@ def _run(client, channel, request, scratch, outer_id):
         outcome["end"] = outcome["end"] or "output"
     status = outcome.pop("status") + _drain(status_r)
     if status.startswith(b"!"):
-        outcome["failure"] = status[1:].partition(b"\0")[0].decode(errors="replace")
+        number, _, text = status[1:].partition(b"\0")[0].decode(errors="replace").partition(" ")
+        outcome["failure"] = int(number), text
     elif len(status) == _STATUS.size:
         outcome["exit_code"], outcome["cpu_seconds"] = _STATUS.unpack(status)
         if outcome["end"] == "cancelled":  # it had ended before
@@ -244,17 +249,24 @@ def _remove_folder(path):
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _carry(client, request, input_w, output_r, error_r, status_r, deadline):
-    """Carries input and output until the init ends, the deadline passes, output is too much, or the grader has gone."""
+def _readable(data):
+    """A file of `data` to read, and not to write: of a pipe, programs that ask its size or map it get nothing."""
+    file = os.memfd_create("input")
+    try:
+        with open(file, "wb", closefd=False) as stream:
+            stream.write(data)
+        os.fchmod(file, 0o444)
+        return os.open(f"/proc/self/fd/{file}", os.O_RDONLY)
+    finally:
+        os.close(file)
+
+
+def _carry(client, request, output_r, error_r, status_r, deadline):
+    """Carries output until the init ends, the deadline passes, output is too much, or the grader has gone."""
     poll, read = select.poll(), {output_r: bytearray(), error_r: bytearray(), status_r: bytearray()}
     for descriptor in (client.fileno(), *read):
         poll.register(descriptor, select.POLLIN)
-    rest, end = memoryview(request["stdin"]), None
-    if rest:
-        os.set_blocking(input_w, False)
-        poll.register(input_w, select.POLLOUT)
-    else:
-        os.close(input_w)
+    end = None
     while end is None:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -263,14 +275,6 @@ def _carry(client, request, input_w, output_r, error_r, status_r, deadline):
         for descriptor, _ in poll.poll(left * 1000 + 1):
             if descriptor == client.fileno():
                 end = "cancelled"
-            elif descriptor == input_w:
-                try:
-                    rest = rest[os.write(input_w, rest[: 1 << 16]) :]
-                except BrokenPipeError:
-                    rest = rest[:0]
-                if not rest:
-                    poll.unregister(input_w)
-                    os.close(input_w)
             elif data := os.read(descriptor, 1 << 16):
                 read[descriptor] += data
                 del read[error_r][:-_STDERR_KEPT]
@@ -354,7 +358,13 @@ def _init(request, streams, channel, status_w, alive_r, scratch, outer_id):
 
 
 def _report_failure(status_w, error):
-    os.write(status_w, f"!{getattr(error, 'filename', None) or type(error).__name__}: {error}".encode()[:2000] + b"\0")
+    os.write(status_w, "!{} {}\0".format(*_described(error)).encode())
+
+
+def _described(error):
+    """What kept a program from starting: the system's number for it, 0 where it has none, and a text."""
+    step = getattr(error, "filename", None) or type(error).__name__
+    return getattr(error, "errno", None) or 0, f"{step}: {getattr(error, 'strerror', None) or error}"[:1000]
 
 
 # A program, before it is one
@@ -411,7 +421,11 @@ def _become_program(request, streams, channel, ready_w, mapped_r, scratch, outer
         program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(code))
         program = ctypes.create_string_buffer(program, len(program))
         _prctl(_SECCOMP, 2, ctypes.addressof(program))
-    os.execve(request["argv"][0], request["argv"], {**request["environment"], "HOME": scratch, "TMPDIR": scratch})
+    try:
+        os.execve(request["argv"][0], request["argv"], {**request["environment"], "HOME": scratch, "TMPDIR": scratch})
+    except OSError as error:  # a compiler was led to make what cannot be run, say: nothing is wrong with the sandbox
+        os.write(2, f"{request['argv'][0]}: {error.strerror}\n".encode())
+        os._exit(127)
 
 
 def _limit(kind, soft, hard):

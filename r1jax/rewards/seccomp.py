@@ -35,6 +35,7 @@ _DENIED = {
     "setdomainname": (171, 162),
     # the network
     "socket": (41, 198),
+    "setsockopt": (54, 208),  # sizes of buffers, which no limit counts
     # memory and objects that are not counted as a process's address space, or outlive a process
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
