@@ -167,10 +167,15 @@ def test_the_command(tmp_path, capsys):
     main(["decontaminate", "--train", train, "--against", first, second, "--out", str(out), "--removed", str(removed)])
     assert read(out) == rows[1:2]
     assert [row["id"] for row in read(removed)] == [1, 3, 4, 5]
-    assert read(removed)[0] == rows[0] | {"match": {"source": second, "row": 1, "words": TEN}}
-    assert read(removed)[3]["match"] == {"source": first, "row": 0, "words": "7 5"}
+    assert read(removed)[0] == rows[0] | {"match": {"source": second, "row": 2, "words": TEN}}
+    assert read(removed)[3]["match"] == {"source": first, "row": 1, "words": "7 5"}
     said = capsys.readouterr().out
-    assert "1 of 5 rows kept" in said and f"3 share 10 words in sequence with {second}" in said
+    assert (
+        "1 of 5 rows kept" in said and f"3 share 10 words in sequence, or all of a shorter text, with {second}" in said
+    )
+    with pytest.raises(SystemExit):
+        main(["decontaminate", "--train", train, "--against", first, "--out", train])
+    assert "is already there" in capsys.readouterr().err and read(tmp_path / "train.jsonl") == rows
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
@@ -178,7 +183,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     for args, message in (
         (
             ["--out", str(tmp_path / "out.jsonl")],
-            f"row 1 of {train} has no text in any of the fields question, problem",
+            f"row 2 of {train} has no text in any of the fields question, problem",
         ),
         (["--out", str(tmp_path / "no" / "out.jsonl")], "its folder does not exist"),
         (["--out", str(tmp_path / "out.jsonl"), "--n", "0"], "n=0"),

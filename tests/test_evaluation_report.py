@@ -82,6 +82,7 @@ def test_a_whole_run(tmp_path):
 
 @pytest.mark.parametrize("present", ["nothing", "pretraining", "one evaluation"])
 def test_an_unfinished_run_says_what_is_absent(tmp_path, present):
+    (tmp_path / "metrics.jsonl").touch()
     if present != "nothing":
         with MetricsLog(tmp_path, resume={}) as log:
             log.write("pretrain", 0, {"loss": 2.0})
@@ -108,6 +109,10 @@ def test_samples_of_different_prompts_are_still_shown(tmp_path):
 
 
 def test_no_such_run(tmp_path, capsys):
+    (tmp_path / "other.txt").touch()
+    with pytest.raises(ConfigError, match="holds neither a run nor an evaluation"):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
     with pytest.raises(ConfigError, match="no such folder"):
         write_report(tmp_path / "nowhere")
     with pytest.raises(SystemExit) as exit_info:
@@ -117,6 +122,7 @@ def test_no_such_run(tmp_path, capsys):
 
 
 def test_command_line(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").touch()
     main(["report", "--run-dir", str(tmp_path)])
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     main(["--help"])

@@ -49,3 +49,15 @@ def test_every_dependency_is_explained():
     table = README.split("## Why each dependency is there")[1]
     missing = [name for name in listed if not re.search(rf"\b{re.escape(name)}\b", table)]
     assert not missing
+
+
+def test_the_graders_examples_are_right():
+    from r1jax.rewards import code_accuracy, language_consistency, math_accuracy
+
+    names = {f.__name__: f for f in (code_accuracy, language_consistency, math_accuracy)}
+    calls = re.findall(
+        r"^    ((?:math|code)_accuracy\(.*\)|language_consistency\(.*\)) +# (.*)$", README, flags=re.MULTILINE
+    )
+    assert len(calls) == 4
+    for call, result in calls:
+        assert eval(call, names) == eval(result), call
