@@ -242,7 +242,8 @@ def _gold(gold: str) -> tuple[str, bool]:
 def _given(answer: str | None) -> str | None:
     """The cleaned answer; None where there is none, or it is too long to be one.
 
-    Characters that nobody sees, and digits of other scripts, stay: with them nothing is equal to a gold answer.
+    Characters that nobody sees, and digits of other scripts but full-width ones, stay: with them nothing is equal to a
+    gold answer.
     """
     if answer is None or len(answer) > MAX_ANSWER:
         return None

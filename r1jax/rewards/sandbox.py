@@ -7,8 +7,8 @@ process ends, so does all that it started. It runs as nobody where the grader is
 none of the user's files.
 
 Memory: a program is one process with threads unless `Limits.forks`, so that `memory_mb` is all that it can map and
-`scratch_mb` all that it can store; what remains are its pipes' buffers, a few MB. With `forks` every process has
-`memory_mb` for itself, and there are at most `threads` of them.
+`scratch_mb` all that it can store; what remains are the buffers of its pipes and sockets, some tens of MB.
+With `forks` every process has `memory_mb` for itself, and there are at most `threads` of them.
 """
 
 import atexit
