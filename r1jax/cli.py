@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import r1jax
-from r1jax.errors import exit_on_error
+from r1jax.errors import ConfigError, exit_on_error
 
 
 def r1_zero(args: Sequence[str]) -> None:
@@ -28,6 +28,40 @@ def sft(args: Sequence[str]) -> None:
     recipe.run(tyro.cli(recipe.SFTConfig, prog="r1jax sft", args=args))
 
 
+def reward_model(args: Sequence[str]) -> None:
+    """Train a reward model from pairs of responses, or from responses with a label."""
+    import tyro
+
+    from r1jax.recipes import reward_model as recipe
+
+    recipe.run(tyro.cli(recipe.RewardModelConfig, prog="r1jax reward-model", args=args))
+
+
+def rl(args: Sequence[str]) -> None:
+    """Reinforcement learning (GRPO) of a model on prompts of your own."""
+    import tyro
+
+    from r1jax.recipes import rl as recipe
+    from r1jax.recipes.config import command_line_rules
+
+    recipe.run(tyro.cli(recipe.RLConfig, prog="r1jax rl", args=args, registry=command_line_rules()))
+
+
+def recipe(args: Sequence[str]) -> None:
+    """Run a whole recipe, stage by stage: r1."""
+    names = ("r1",)
+    if not args or args[0] not in names:
+        given = f"no recipe {args[0]!r}" if args and not args[0].startswith("-") else "which recipe?"
+        raise ConfigError(f"{given}: write r1jax recipe {' or '.join(names)}, with options after it")
+    from r1jax.recipes.r1_config import parse_r1
+
+    config, only, start = parse_r1(args[1:])
+
+    from r1jax.recipes import r1
+
+    r1.run(config, only, start)
+
+
 def evaluate(args: Sequence[str]) -> None:
     """Evaluate a checkpoint on benchmarks: sampled, judged, measured and reported."""
     import tyro
@@ -47,11 +81,11 @@ def score(args: Sequence[str]) -> None:
 
 
 def report(args: Sequence[str]) -> None:
-    """Write report.html into a folder: of a run, of an evaluation, or of several evaluations."""
+    """Write report.html into a folder: of a run, of a recipe, of an evaluation, or of several."""
     import tyro
 
     def options(run_dir: Path) -> Path:
-        """Write report.html into a folder: of a run, of an evaluation, or of several evaluations.
+        """Write report.html into a folder: of a run, of a recipe, of an evaluation, or of several.
 
         Args:
             run_dir: the folder; may also be given without the option's name.
@@ -106,6 +140,9 @@ def decontaminate(args: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "r1-zero": r1_zero,
     "sft": sft,
+    "rl": rl,
+    "recipe": recipe,
+    "reward-model": reward_model,
     "eval": evaluate,
     "score": score,
     "report": report,

@@ -14,12 +14,13 @@ from helpers import graphdef, make_layout, random_model, random_state, shard, ti
 from hf_folders import deepseek_folder, qwen_folder, write_files
 
 from r1jax.checkpoints import hf
-from r1jax.checkpoints.model import fingerprint, open_model, save_model
+from r1jax.checkpoints.model import fingerprint, open_model, save_model, saved_fingerprint
 from r1jax.checkpoints.run import RunCheckpoints
 from r1jax.configs import presets
 from r1jax.configs.training import OptimizerConfig
 from r1jax.data.hf_tokenizer import load_tokenizer
 from r1jax.errors import CheckpointError, ConfigError
+from r1jax.recipes.artefacts import sha256_of
 from r1jax.recipes.config import R1ZeroConfig
 from r1jax.sharding import state_shardings
 from r1jax.training.optimizer import make_optimizer
@@ -231,3 +232,36 @@ def test_weights_are_known_by_their_bits():
     leaves[3] = np.array(leaves[3])
     leaves[3].view(np.uint16).flat[5] ^= 1
     assert fingerprint(nnx.merge(graphdef(config), treedef.unflatten(map(jnp.asarray, leaves)))) != known
+
+
+def test_a_saved_model_is_known_by_its_weights_and_what_comes_with_them(tmp_path):
+    """The files of the weights are others on another mesh; the hash is not."""
+    config, first, again = (
+        tiny_qwen2(num_hidden_layers=1, first_k_dense_replace=1),
+        tmp_path / "first",
+        tmp_path / "two",
+    )
+    save_model(first, random_model(config), config, None)
+    assert saved_fingerprint(first) == fingerprint(random_model(config))
+    known = sha256_of(first)
+    state = shard(random_state(config), make_layout({"fsdp": 2, "tensor": 2}))
+    save_model(again, nnx.merge(graphdef(config), state), config, None)
+    sizes = ({p.stat().st_size for p in (folder / "weights").rglob("*")} for folder in (first, again))
+    assert next(sizes) != next(sizes) and sha256_of(again) == known
+    (again / "weights.json").unlink()  # as an older version left it: opened to be known
+    assert sha256_of(again) == known
+
+    save_model(tmp_path / "other", random_model(config, seed=1), config, None)
+    (again / "tokenizer.json").write_text("{}")
+    assert len({known, sha256_of(tmp_path / "other"), sha256_of(again)}) == 3
+
+
+def test_a_saved_model_without_all_of_its_weights_has_no_hash(tmp_path):
+    save_model(tmp_path / "model", random_model(CONFIG), CONFIG, None)
+    largest = max((tmp_path / "model" / "weights").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    largest.write_bytes(largest.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"00000000 is damaged \(.* has \d+ bytes instead of \d+\)"):
+        sha256_of(tmp_path / "model")
+    (tmp_path / "model" / "weights" / "00000000" / "complete.json").unlink()
+    with pytest.raises(CheckpointError, match="weights holds no complete checkpoint"):
+        sha256_of(tmp_path / "model")

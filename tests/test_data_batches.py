@@ -1,5 +1,6 @@
 """Packing and batches: nothing lost, nothing mixed, and any step at any time."""
 
+import functools
 import threading
 import time
 
@@ -104,7 +105,7 @@ def test_a_resumed_stream_goes_on_where_it_stopped(tokenizer):
     # NeMo-RL #3599, tunix #2288: prompts skipped or repeated after a restart.
     def make():
         prompts = PromptBatches(generate(0, 37, "train"), tokenizer, batch_size=5, max_prompt_length=32, seed=3)
-        return prompts, PretrainBatches(CorpusConfig(), tokenizer, rows=2, length=64, seed=3)
+        return prompts, PretrainBatches(functools.partial(documents, CorpusConfig(), 3), tokenizer, rows=2, length=64)
 
     whole = [list(prefetch(batches, 0, 12)) for batches in make()]
     resumed = [list(prefetch(batches, 7, 12)) for batches in make()]
@@ -126,7 +127,7 @@ def test_prompts_that_are_too_long(tokenizer):
 
 def test_pretrain_batches_are_full_and_of_one_shape(tokenizer):
     config = CorpusConfig()
-    batches = PretrainBatches(config, tokenizer, rows=8, length=256, seed=0)
+    batches = PretrainBatches(functools.partial(documents, config, 0), tokenizer, rows=8, length=256)
     seen = set()
     for step in range(5):
         batch = batches[step]

@@ -11,6 +11,7 @@ from test_data_chat import LLAMA3, R1_FORCED, R1_OPEN
 from r1jax.data import ChatTemplate, load_tokenizer
 from r1jax.data.conversations import Encoder, Example, encode_rows
 from r1jax.data.iterators import SFTBatches
+from r1jax.data.sources import iterate_all_rows
 from r1jax.errors import ConfigError, DataError
 
 CHAT = [
@@ -98,6 +99,34 @@ def test_a_malformed_row_is_named_and_skipped_only_if_allowed(deepseek, name):
     examples, counts = encode_rows([good, row], encoder, "data.jsonl", 100, skip_malformed=True)
     assert examples == encoder(good)
     assert counts == {"rows": 2, "examples": 1, "malformed": 1, "too_long": 0}
+
+
+def test_messages_as_tfds_and_parquet_give_them(deepseek, tmp_path):
+    """TFDS gives a sequence of objects as an object of lists."""
+    template = ChatTemplate(R1_OPEN, {"bos_token": "", "eos_token": "<｜end▁of▁sentence｜>"})
+    encoder = Encoder(deepseek, template)
+    lists = {name: [message[name] for message in CHAT] for name in ("role", "content")}
+    assert encoder({"messages": lists}) == encoder({"messages": CHAT})
+    for wrong in ({"role": ["user"], "content": []}, {"role": "user"}):
+        with pytest.raises(DataError, match="its fields are messages"):
+            encoder({"messages": wrong})
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": CHAT}]), tmp_path / "chats.parquet")
+    examples, counts = encode_rows(iterate_all_rows(tmp_path), encoder, "d", 100)
+    assert examples == encoder({"messages": CHAT}) and counts["rows"] == 1
+
+
+def test_malformed_lines_of_a_file_are_named_and_skipped_only_if_allowed(deepseek, tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n{"text"\n\n{"text": " "}\n{"text": "b"}\n')
+    encoder = Encoder(deepseek)
+    with pytest.raises(DataError, match=r"^\S+/d\.jsonl:2: not JSON"):
+        encode_rows(iterate_all_rows(tmp_path), encoder, "d", 100)
+    examples, counts = encode_rows(iterate_all_rows(tmp_path), encoder, "d", 100, skip_malformed=True)
+    assert examples == [*encoder({"text": "a"}), *encoder({"text": "b"})]
+    assert counts == {"rows": 4, "examples": 2, "malformed": 2, "too_long": 0}
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n\n{"text": " "}\n')
+    with pytest.raises(DataError, match=r"^\S+/d\.jsonl:3: its completion is ' '"):
+        encode_rows(iterate_all_rows(tmp_path), encoder, "d", 100)
 
 
 def test_what_is_too_long_is_left_out_whole_and_counted(deepseek):

@@ -154,7 +154,7 @@ def test_what_ends_a_completion_is_not_part_of_its_text(tmp_path):
 
 def test_prompts_and_documents_begin_with_bos_once_or_not_at_all(loaded):
     def encode(tokenizer, template):
-        batch = encode_prompts([{"question": "the cat"}], tokenizer, 64, template)
+        batch = encode_prompts([{"question": "the cat"}], tokenizer, 64, lambda row: template(row["question"]))
         prompt = batch.tokens[0, : batch.lengths[0]].tolist()
         (document,) = encode_documents([Document(template("the cat"), " sat", "worked")], tokenizer)
         assert document == [*prompt, *tokenizer.encode(" sat"), tokenizer.eos_ids[0]]

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import pickle
 import types
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1jax.data.sources import FILE, iterate_rows, read_rows
+from r1jax.data.sources import FILE, iterate_all_rows, iterate_rows, parse_rows, read_rows
 from r1jax.errors import DataError
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -128,7 +129,7 @@ def test_any_text_survives(tmp_path_factory, rows):
         ("a.csv", 'a,b\n1,"2\n', "a.csv:2: unexpected end of data"),
         ("a.csv", 'a,b\n1,"2"x\n', "a.csv:2:"),
         ("a.tsv", "a\tb\n1\t2\t3\n", "a.tsv:2: 3 cells where 2 are due"),
-        ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl: byte 7 of a block is not UTF-8"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', "a.jsonl:2: byte 7 of the line is not UTF-8"),
         ("a.jsonl.gz", gzip.compress(jsonl(ROWS * 99).encode())[:-20], "a.jsonl.gz: the file is cut short or damaged"),
         ("a.jsonl.gz", b"plain", "a.jsonl.gz: the file is cut short or damaged"),
         ("a.zip", b"PK no", "a.zip: the archive is damaged"),
@@ -151,6 +152,73 @@ def test_rows_before_a_malformed_one_are_given(tmp_path):
     assert [next(rows), next(rows)] == ROWS
     with pytest.raises(DataError, match=r"a\.jsonl:3"):
         next(rows)
+
+
+FAULTY = {
+    "a.jsonl": (b'{"a": 1}\n\n{"a"\n{"a": "\xff"}\n[4]\n{"a": 5}', "1 3! 4! 5! 6"),
+    "bom.jsonl": ('\ufeff{"a": 1}\n{"a": 2}\n', "1 2"),
+    "a.jsonl.gz": (gzip.compress(b'{"a": 1}\nx\n{"a": 3}\n'), "1 2! 3"),
+    "a.csv": ('a,b\n"1\n2",3\n4\n\n5,6,7\n8,9\n', "2 4! 6! 7"),
+    "a.tsv": ("a\tb\n1\n2\t3\n", "2! 3"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_every_row_knows_its_line_and_reading_goes_on_after_a_malformed_one(tmp_path, name):
+    content, told = FAULTY[name]
+    put(tmp_path, {name: content})
+    rows = list(iterate_all_rows(tmp_path / name))
+    expected = [(f"{tmp_path / name}:{line.rstrip('!')}", line.endswith("!")) for line in told.split()]
+    where = [(str(r).split(": ")[0], True) if isinstance(r, DataError) else (r.where, False) for r in rows]
+    assert where == expected
+    assert [row for row in rows if isinstance(row, DataError)] or "!" not in told
+
+
+def test_rows_of_files_without_lines_know_their_number(tmp_path):
+    rows = [{"a": i} for i in range(3)]
+    put(tmp_path, {"a.json": json.dumps([rows[0], 1, rows[2]]), "d/b.parquet": parquet(rows)})
+    first, wrong, third, *others = iterate_all_rows(tmp_path)
+    assert (first.where, third.where) == (f"{tmp_path}/a.json, row 1", f"{tmp_path}/a.json, row 3")
+    assert str(wrong).startswith(f"{tmp_path}/a.json, row 2: a row is an object")
+    assert [row.where for row in others] == [f"{tmp_path}/d/b.parquet, row {i}" for i in (1, 2, 3)]
+    assert others[1] == {FILE: "d/b.parquet", "a": 1}
+    again = pickle.loads(pickle.dumps(others[1]))
+    assert again == others[1] and again.where == others[1].where
+
+
+def test_what_cannot_be_read_on_is_no_malformed_row(tmp_path):
+    """A quotation that never ends takes the rest of the file with it: skipped, it would hide all of that."""
+    put(
+        tmp_path,
+        {"a.csv": 'a,b\n1,2\n3,"4\n' + "5,6\n" * 9, "a.jsonl.gz": gzip.compress(jsonl(ROWS * 99).encode())[:-20]},
+    )
+    for name in ("a.csv", "a.jsonl.gz"):
+        with pytest.raises(DataError, match=name):
+            list(iterate_all_rows(tmp_path / name))
+
+
+def test_parsed_rows_are_counted_and_named(tmp_path):
+    put(tmp_path, {"d/a.jsonl": '{"a": 1}\n{"a": "x"}\n{\n{"a": 4}\n'})
+
+    def parse(row):
+        if not isinstance(row["a"], int):
+            raise DataError(f"a={row['a']!r}: give a number")
+        return row["a"]
+
+    counts = {}
+    assert list(parse_rows(iterate_all_rows(tmp_path), parse, "s", counts, skip_malformed=True)) == [1, 4]
+    assert counts == {"rows": 4, "malformed": 2}
+    for rows, told in (
+        (iterate_all_rows(tmp_path), f"{tmp_path}/d/a.jsonl:2: a='x'"),
+        ([{"a": 1}, {"a": None}], "s, row 2: a=None"),
+    ):
+        with pytest.raises(DataError) as error:
+            list(parse_rows(rows, parse, "s", {}))
+        assert str(error.value).startswith(told)
+    put(tmp_path, {"d/a.jsonl": "{"})
+    with pytest.raises(DataError) as error:
+        list(parse_rows(iterate_all_rows(tmp_path), parse, "s", {}))
+    assert str(error.value).count("a.jsonl:1") == 1
 
 
 def one(value):

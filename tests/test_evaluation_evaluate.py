@@ -8,7 +8,8 @@ import pytest
 
 from r1jax.data.iterators import PromptBatch
 from r1jax.evaluation.evaluate import Scorer, evaluate
-from r1jax.recipes.r1_zero import SCORER, evaluate_held_out
+from r1jax.recipes.r1_zero import SCORER
+from r1jax.recipes.reinforcement import evaluate_held_out
 from r1jax.sampling.sampler import Rollout
 
 TOKENIZER = types.SimpleNamespace(decode=lambda ids: "".join(chr(i) for i in ids if i))  # id 0 is the stop token
@@ -105,5 +106,5 @@ def test_held_out_problems_are_sampled_in_batches_of_one_shape():
         for rows in (slice(0, 2), slice(2, 3))
     ]
     state, runtime = types.SimpleNamespace(model_state="weights"), types.SimpleNamespace(tokenizer=TOKENIZER)
-    assert evaluate_held_out(Sampler(), state, held_out, runtime, 7) == scores()
+    assert evaluate_held_out(Sampler(), state, held_out, runtime, 7, SCORER) == scores()
     assert calls == [("weights", [[0], [1]], [9, 9], 7, 0), ("weights", [[2], [2]], [9, 9], 7, 1)]

@@ -245,3 +245,18 @@ def test_the_folder_may_stand_alone_on_the_command_line(tmp_path, capsys):
     evaluation(tmp_path / "mine", [problem(0, [1.0])])
     main(["report", str(tmp_path / "mine")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "mine" / "report.html")
+
+
+def test_a_rule_that_is_only_watched_is_drawn_beside_the_preference(tmp_path):
+    """The monitor of reward hacking: both of the same completions, and only where a run has both."""
+    config = {"grpo": {}, "reward": {"functions": ["exact", "rule", "liked"], "weights": [1.0, 0.0, 1.0]}}
+    rows = [
+        {"phase": "rl", "step": step, "reward": 1.0, "rewards/rule/mean": 0.5, "rewards/liked/mean": step / 10}
+        for step in range(1, 6)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for models, drawn in (({"liked": "somewhere"}, True), ({}, False)):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"reward_models": models}))
+        page = write_report(tmp_path).read_text()
+        assert ("Rule against preference" in page) == drawn
+        assert ("rule (rule)" in page and "liked (preference)" in page) == drawn

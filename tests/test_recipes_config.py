@@ -7,10 +7,11 @@ import jax
 import pytest
 
 from r1jax.cli import main
-from r1jax.errors import CheckpointError, ConfigError
-from r1jax.recipes import r1_zero
+from r1jax.errors import CheckpointError, ConfigError, DataError
+from r1jax.recipes import r1_zero, reinforcement
 from r1jax.recipes.config import PRESETS, MeshConfig, parse_r1_zero
-from r1jax.recipes.r1_zero import check_layout, reward_functions
+from r1jax.recipes.r1_zero import check_layout
+from r1jax.recipes.reinforcement import reward_functions
 from r1jax.recipes.run_folder import open_run
 from r1jax.rewards import exact_answer_reward, format_reward
 from r1jax.sharding import make_mesh
@@ -57,6 +58,9 @@ def test_presets_are_chosen_first(args):
         ),
         (["--reward.parameters", "formatt.strict=1"], "reward.parameters='formatt': no such function"),
         (["--reward.parameters", "format.strict"], "reward.parameters='format.strict': write FUNCTION.PARAMETER=VALUE"),
+        (["--reward.domains", "formatt=general"], "reward.domains='formatt': no such function"),
+        (["--reward.domains", "format"], "reward.domains='format': write FUNCTION=DOMAIN,DOMAIN"),
+        (["--reward.domains", "format=general,"], "reward.domains='format=general,': write FUNCTION=DOMAIN,DOMAIN"),
     ],
 )
 def test_values_that_cannot_work_are_refused_on_the_command_line(args, message, capsys, monkeypatch):
@@ -207,10 +211,10 @@ def test_the_learning_rate_follows_steps_however_a_rollout_is_split(monkeypatch)
     def make_optimizer(config, total_steps, updates_per_step=1):
         raise Made(total_steps, updates_per_step)
 
-    monkeypatch.setattr(r1_zero, "make_optimizer", make_optimizer)
+    monkeypatch.setattr(reinforcement, "make_optimizer", make_optimizer)
     grpo = dataclasses.replace(NANO.grpo, num_minibatches=2, num_iterations=3)
     with pytest.raises(Made) as made:
-        r1_zero.reinforce(dataclasses.replace(NANO, grpo=grpo), *[None] * 6)
+        reinforcement.reinforce(dataclasses.replace(NANO, grpo=grpo), *[None] * 7)
     assert made.value.args == (NANO.steps, 6)
 
 
@@ -274,6 +278,25 @@ def test_parameters_of_one_s_own_function():
     name = f"{__name__}:scaled"
     config = parse_r1_zero(["--reward.functions", name, "--reward.parameters", f"{name}.scale=2.5"]).reward
     assert reward_functions(config)["scaled"](prompts=["p"], completions=["c"]) == [2.5]
+
+
+def test_domains_of_reward_functions():
+    domains = ["--reward.domains", "format=reasoning", "exact_answer=reasoning,logic", "exact_answer=code"]
+    config = parse_r1_zero(domains)
+    assert config.reward.domains == {"format": ("reasoning",), "exact_answer": ("reasoning", "logic", "code")}
+    config.check_same_run(config.as_json())
+    with pytest.raises(ConfigError, match=r"reward\.domains"):
+        config.check_same_run(NANO.as_json())
+    with pytest.raises(ConfigError, match=r"'format'.*give one domain or more"):
+        dataclasses.replace(NANO.reward, domains={"format": "reasoning"})
+
+
+def test_domains_that_problems_lack_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    reward = dataclasses.replace(NANO.reward, domains={"format": ("reasoning",)})
+    monkeypatch.setattr(r1_zero, "pretrain", lambda *_: pytest.fail("the base is being trained"))
+    with pytest.raises(DataError, match="this run's problems have no domain"):
+        r1_zero.run(dataclasses.replace(NANO, run_dir=tmp_path, reward=reward))
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_the_configuration_survives_json():

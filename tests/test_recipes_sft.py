@@ -31,7 +31,8 @@ OPTIONS = "--epochs 3 --rows 8 --length 32 --save-every 2 --optimizer.learning-r
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
+    folder = tmp_path_factory.mktemp("sft") / "checkpoint"  # runs lie beside it
+    folder.mkdir()
     hf.save(folder, random_model(CONFIG), CONFIG, assets=deepseek_folder(folder))
     write_files(folder, {"chat_template.jinja": TEMPLATE})
     write_files(folder.parent, {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS)})
@@ -136,8 +137,8 @@ def test_refusals_leave_nothing(checkpoint, trained, capsys, tmp_path):
         assert not (tmp_path / "run").exists()
         return out
 
-    bad = write_files(tmp_path, {"bad.jsonl": json.dumps(ROWS[0]) + '\n{"question": 1}\n'}) / "bad.jsonl"
-    assert "bad.jsonl, row 2: its fields are question" in told("--data", bad)
+    bad = write_files(tmp_path, {"bad.jsonl": json.dumps(ROWS[0]) + '\n\n{"question": 1}\n{"prompt'}) / "bad.jsonl"
+    assert "bad.jsonl:3: its fields are question" in told("--data", bad)
     assert "no such file" in told("--data", tmp_path / "none.jsonl")
     assert "length=65: must not exceed" in told("--length", 65)
     assert "num_microbatches=3: must divide rows=8" in told("--num-microbatches", 3)
@@ -146,7 +147,7 @@ def test_refusals_leave_nothing(checkpoint, trained, capsys, tmp_path):
     assert "tensor=4 does not divide kv_heads=2" in told("--mesh.data", 2, "--mesh.tensor", 4)
     bad_data = ("--data", bad, "--skip-malformed", "--epochs", 1)
     main(arguments(checkpoint, tmp_path / "run", *bad_data))
-    assert json.loads((tmp_path / "run" / "data.json").read_text())["data"]["malformed"] == 1
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["data"]["malformed"] == 2
     other = "seed=1: the run in .* began with seed=0"
     assert re.search(other, refused(capsys, *arguments(checkpoint, tmp_path / "run", *bad_data, "--seed", 1)))
 
@@ -157,3 +158,20 @@ def test_changed_data_is_refused(checkpoint, tmp_path, capsys):
     main(args)
     write_files(tmp_path, {"d.jsonl": json.dumps(ROWS[1]) + "\n"})
     assert "are no longer those that the run" in refused(capsys, *args)
+
+
+def test_a_chat_template_of_ones_own_is_learned_and_goes_along(checkpoint, tmp_path, capsys):
+    """A base model has none: the examples, and whoever talks to the model, must see the same one."""
+    own = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    own += "{% if add_generation_prompt %}<me>{% endif %}"
+    write_files(tmp_path, {"own.jinja": own})
+    run_dir = tmp_path / "run"
+    args = arguments(checkpoint, run_dir, "--epochs", 1, "--chat-template", tmp_path / "own.jinja")
+    main(args)
+    assert ChatTemplate.from_folder(run_dir / "model").render(ROWS[0]["messages"][:1]) == "<user>0 + 1<me>"
+    encoder = Encoder(load_tokenizer(checkpoint), ChatTemplate(own))
+    tokens = sum(len(example.tokens) for row in ROWS for example in encoder(row))
+    assert json.loads((run_dir / "data.json").read_text())["data"]["tokens"] == tokens
+    assert "none.jinja' cannot be read" in refused(
+        capsys, *arguments(checkpoint, tmp_path / "other", "--chat-template", tmp_path / "none.jinja")
+    )

@@ -12,8 +12,9 @@ from r1jax.rewards import REWARDS, combine, get_reward, with_parameters
 NAN = float("nan")
 
 
-def total(rewards, weights, gate=None):
-    return combine(np.array(rewards, np.float32), np.array(weights, np.float32), gate)
+def total(rewards, weights, gate=None, applies=None):
+    applies = None if applies is None else np.array(applies, bool)
+    return combine(np.array(rewards, np.float32), np.array(weights, np.float32), gate, applies)
 
 
 def test_addition_and_weights():
@@ -45,6 +46,20 @@ def test_what_cannot_be_scored_stays_so_under_a_gate():
     np.testing.assert_array_equal(total([[NAN, 1], [NAN, 0]], [0, 1], gate=1), [1, 0])  # what is only observed
 
 
+def test_a_function_that_is_not_meant_for_a_row_is_absent_there():
+    rows = [[1, NAN, 0.5], [NAN, 2, 0.5], [NAN, NAN, 0.5], [1, 2, 0.5]]
+    applies = [[1, 0, 1], [0, 1, 1], [0, 1, 1], [0, 0, 1]]
+    np.testing.assert_array_equal(total(rows, [1, 1, 1], applies=applies), [1.5, 2.5, NAN, 0.5])
+    # A row that nothing is meant for has no reward: it is not worth 0.
+    np.testing.assert_array_equal(total([[1, 2], [1, 2]], [1, 0], applies=[[0, 1], [1, 0]]), [NAN, 1])
+
+
+def test_a_gate_that_is_not_meant_for_a_row_is_open_there():
+    rows = [[1, 0], [1, NAN], [1, NAN], [-1, 0]]
+    applies = [[1, 1], [1, 0], [1, 1], [1, 1]]
+    np.testing.assert_array_equal(total(rows, [1, 1], gate=1, applies=applies), [0, 1, NAN, -1])
+
+
 SCORES = hnp.arrays(np.float32, (5, 3), elements=st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0, NAN]))
 WEIGHTS = hnp.arrays(np.float32, 3, elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0]))
 
@@ -57,6 +72,17 @@ def test_a_gate_changes_only_rows_that_fail_it_and_never_upwards(rewards, weight
     failed = ~passed & ~np.isnan(gated)
     assert (gated[failed] <= added[failed] + 1e-6).all()
     np.testing.assert_array_equal(np.isnan(gated), np.isnan(added) | np.isnan(rewards[:, gate]))
+
+
+@given(SCORES, WEIGHTS, hnp.arrays(bool, (5, 3)), st.none() | st.integers(0, 2))
+def test_absent_is_what_a_pool_without_the_function_would_give(rewards, weights, applies, gate):
+    for row, meant, value in zip(rewards, applies, combine(rewards, weights, gate, applies), strict=True):
+        left = np.flatnonzero(meant)
+        if not (weights[left] != 0).any() and (weights != 0).any():
+            assert np.isnan(value)
+            continue
+        there = None if gate is None or not meant[gate] else int(np.flatnonzero(left == gate)[0])
+        np.testing.assert_allclose(value, combine(row[None, left], weights[left], there)[0], rtol=1e-6)
 
 
 @given(SCORES, WEIGHTS)

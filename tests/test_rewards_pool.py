@@ -41,6 +41,11 @@ def level(prompts, completions, level, **columns):
     return level
 
 
+def nap(prompts, completions, **columns):
+    time.sleep(1.0)
+    return [1.0] * len(completions)
+
+
 def whole_batch(prompts, completions, **columns):
     return [len(completions)] * len(completions)
 
@@ -209,6 +214,91 @@ def test_a_gate_takes_what_the_others_add():
         np.testing.assert_array_equal(score(pool, ["<a", "aa"]).rewards, [[2, 1], [2, 0]])
 
 
+def test_functions_of_this_process_take_part_beside_the_workers():
+    calls = []
+
+    class Here:
+        """Neither picklable nor importable, as a model on the device."""
+
+        def __call__(self, prompts, completions, level, completion_ids, **columns):
+            calls.append((time.monotonic(), list(completions), completion_ids))
+            return [None if text == "none" else float(n) for n, text in zip(level, completions, strict=True)]
+
+    here = {"here": Here(), "pid": process_id}
+    weights = {"word": 1.0, "here": 2.0, "pid": 0.0}
+    with RewardPool({"word": by_name}, weights, rows_per_task=2, local=here) as pool:
+        assert pool.names == ("word", "here", "pid")
+        ids = np.arange(9).reshape(3, 3)
+        handle = pool.submit(["p"] * 3, ["a", "none", "ccc"], {"level": [1, 2, 3]}, ids)
+        assert not calls  # submitting does not wait for it
+        batch = handle.result()
+        np.testing.assert_array_equal(batch.total, [3, np.nan, 9])
+        np.testing.assert_array_equal(batch.rewards[:, 2], os.getpid())
+        assert [texts for _, texts, _ in calls] == [["a", "none", "ccc"]]
+        assert calls[0][2] == ids.tolist()
+        np.testing.assert_array_equal(handle.result().total, batch.total)
+        assert len(calls) == 1  # what is known is not asked again
+
+
+def test_workers_grade_while_a_local_function_runs():
+    def slow(prompts, completions, **columns):
+        time.sleep(1.0)
+        return [0.0] * len(completions)
+
+    with RewardPool({"nap": nap}, local=[slow], timeout=20) as pool:
+        start = time.monotonic()
+        assert pool.submit(["p"], ["a"]).result().total.tolist() == [1]
+        assert time.monotonic() - start < 1.8
+
+
+def test_a_pool_of_local_functions_has_no_workers():
+    with RewardPool([], local=[whole_batch], rows_per_task=1) as pool:
+        assert not pool._workers
+        assert score(pool, ["a", "b"]).total.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (too_few, "'too_few' returned 2 scores for 3"),
+        (not_finite, "'not_finite' returned nan"),
+        (by_name, "ValueError"),
+    ],
+)
+def test_local_functions_are_held_to_the_same(function, problem):
+    with RewardPool([level], local=[function]) as pool, pytest.raises(RewardError, match=problem):
+        score(pool, ["a", "raise", "c"])
+
+
+def test_functions_are_called_for_their_domains_alone():
+    """Rule rewards on reasoning prompts, preference rewards on general ones, one function for all."""
+    seen = []
+
+    def preferred(prompts, completions, domain, **columns):
+        seen.extend(zip(completions, domain, strict=True))
+        return [10.0 * len(text) for text in completions]
+
+    domains = {"word": ("reasoning", "code"), "preferred": ["general"]}
+    texts, kinds = (
+        ["a", "raise", "bb", "none", "dd", "e"],
+        ["code", "general", "general", "reasoning", "reasoning", "no"],
+    )
+    functions = {"word": by_name, "level": level}
+    with RewardPool(functions, rows_per_task=4, local={"preferred": preferred}, domains=domains) as pool:
+        batch = pool.submit(["p"] * 6, texts, {"level": [0, 1, 2, 3, 4, 5], "domain": kinds}).result()
+        nan = np.nan
+        np.testing.assert_array_equal(batch.rewards[:, 0], [1, nan, nan, nan, 2, nan])
+        np.testing.assert_array_equal(batch.rewards[:, 2], [nan, 50, 20, nan, nan, nan])
+        np.testing.assert_array_equal(batch.total, [1, 51, 22, nan, 6, 5])  # "none" cannot be scored, "e" can
+        assert batch.timeouts == 0
+        assert seen == [("raise", "general"), ("bb", "general")]
+        with pytest.raises(RewardError, match="'word' is for domains reasoning, code: pass a column domain"):
+            pool.submit(["p"], ["a"], {"level": [1]})
+    with RewardPool([by_name], domains={"by_name": ("code",)}) as pool:
+        batch = pool.submit(["p"] * 2, ["a", "b"], {"domain": ["code", "poems"]}).result()
+        np.testing.assert_array_equal(batch.total, [1, np.nan])  # nothing is meant for poems: no reward, not 0
+
+
 def test_scores_that_nobody_ends_are_timeouts():
     """A thread that is still replacing its worker has not put its tasks down when the batch is due."""
     batch = RewardHandle(("f",), np.ones(1, np.float32), rows=3, deadline=time.monotonic()).result()
@@ -259,6 +349,10 @@ def test_a_function_in_a_module_that_workers_cannot_import(tmp_path, monkeypatch
         ({"functions": [level], "rows_per_task": 0}, "rows_per_task"),
         ({"functions": ["no_such"]}, "no_such"),
         ({"functions": [level], "gate": "format"}, "gate='format': must be one of level"),
+        ({"functions": [level], "local": [level]}, r"local=\['level'\]: functions has these names"),
+        ({"functions": [level], "domains": {"word": ("a",)}}, "domains='word': no such function; use one of level"),
+        ({"functions": [level], "domains": {"level": "code"}}, "domains.*give one domain or more"),
+        ({"functions": [level], "domains": {"level": ()}}, "domains.*give one domain or more"),
     ],
 )
 def test_settings_are_checked(arguments, field):

@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.table import Table
 
 from r1jax import sharding
-from r1jax.configs.model import ModelConfig
 from r1jax.configs.presets import MODEL_PRESETS
 from r1jax.data.corpus import corpus_tokenizer
 from r1jax.data.iterators import PromptBatches
 from r1jax.data.problems import generate
 from r1jax.errors import ConfigError, exit_on_error
 from r1jax.losses.grpo import group_advantages
+from r1jax.models.flops import grpo_step_flops
 from r1jax.recipes.config import PRESETS
 from r1jax.rewards import RewardPool, get_reward
 from r1jax.runtime import keep_host_memory
@@ -50,33 +50,6 @@ class Options:
     repeats: int = 5
     trace: bool = False
     """Also say what the update spends its time in."""
-
-
-def active_weights(c: ModelConfig) -> tuple[int, int]:
-    """Weights that one token is multiplied by: (in the trunk, in the head)."""
-    d, h = c.hidden_size, c.num_attention_heads
-    if c.attention == "mla":
-        qk = c.qk_nope_head_dim + c.qk_rope_head_dim
-        q = d * c.q_lora_rank + c.q_lora_rank * h * qk if c.q_lora_rank else d * h * qk
-        kv = d * (c.kv_lora_rank + c.qk_rope_head_dim) + c.kv_lora_rank * h * (c.qk_nope_head_dim + c.v_head_dim)
-        attention = q + kv + h * c.v_head_dim * d
-    else:
-        attention = d * c.head_dim * (2 * h + 2 * c.num_key_value_heads)
-    dense = 3 * d * c.intermediate_size
-    moe = 3 * d * c.moe_intermediate_size * (c.num_experts_per_tok + c.n_shared_experts) + d * c.n_routed_experts
-    layers = c.num_hidden_layers * attention + c.first_k_dense_replace * dense + c.num_moe_layers * moe
-    return layers, d * c.vocab_size
-
-
-def forward_flops(c: ModelConfig, sequences: int, length: int) -> float:
-    """Of a forward pass over whole sequences, causal attention counted by half."""
-    trunk, head = active_weights(c)
-    if c.attention == "mla":
-        per_pair = c.num_attention_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim)
-    else:
-        per_pair = c.num_attention_heads * 2 * c.head_dim
-    attention = c.num_hidden_layers * per_pair * length * (length + 1)  # 2 x pairs, pairs = T (T + 1) / 2
-    return sequences * (2 * length * (trunk + head) + attention)
 
 
 def matrix_rate() -> float:
@@ -195,16 +168,8 @@ def main(options: Options) -> None:
             for kind, name, part in spent[:25]:
                 console.print(f"{part * 1e3:9.1f} ms  {kind}: {name}", highlight=False)
     median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    length = run.max_prompt_length + grpo.max_completion_length
-    full = forward_flops(model, grpo.batch_size, length)
-    trunk, head = active_weights(model)
     steps = grpo.max_completion_length
-    flops = {
-        "prefill": forward_flops(model, grpo.num_prompts, run.max_prompt_length),
-        "decode": grpo.batch_size * steps * 2.0 * (trunk + head),
-        "logps": full,
-        "update": 3 * full,
-    }
+    flops = grpo_step_flops(model, grpo, run.max_prompt_length)
     median["decode"] = median.pop("sample") - median["prefill"]
     rate = statistics.median(rates)
     total = sum(median.values())

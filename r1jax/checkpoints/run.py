@@ -120,6 +120,17 @@ class RunCheckpoints:
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in leaves])
         return step, state, record["meta"]
 
+    def check(self) -> None:
+        """Raises `CheckpointError` unless the newest checkpoint is there, with every file in its size.
+
+        What the files hold is verified when they are restored.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise CheckpointError(f"{self.directory} holds no complete checkpoint: check the path, or start a new run")
+        with _damage_named(self._folder(step), older=None):
+            _check_files(self._folder(step) / "state", _read_record(self._folder(step))["files"], verify=False)
+
     def _folder(self, step: int) -> epath.Path:
         return self.directory / f"{step:08d}"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from r1jax.commands.results import write_rows
 from r1jax.data.decontamination import NgramIndex
 from r1jax.data.sources import iterate_rows
 from r1jax.errors import ConfigError, DataError, check_field
+from r1jax.files import write_rows
 
 
 @dataclasses.dataclass(frozen=True)

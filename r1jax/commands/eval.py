@@ -14,17 +14,16 @@ from rich.console import Console
 
 from r1jax.commands.results import (
     SETTINGS,
-    PartialRows,
     check_folder,
     check_free,
     claim_folder,
     draw,
     read_rows,
-    write_json,
 )
-from r1jax.commands.score import file_hash, find_benchmark, judge_into, print_results, samples_of
+from r1jax.commands.score import find_benchmark, judge_into, print_results, samples_of
 from r1jax.configs.training import MeshConfig, SamplingConfig
 from r1jax.errors import ConfigError, DataError, check_field
+from r1jax.files import PartialRows, file_hash, write_json
 
 if TYPE_CHECKING:
     import jax

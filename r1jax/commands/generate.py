@@ -12,9 +12,10 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from r1jax.commands.results import Drawn, PartialRows, draw, read_rows
+from r1jax.commands.results import Drawn, draw, read_rows
 from r1jax.configs.training import MeshConfig, SamplingConfig
 from r1jax.errors import ConfigError, DataError, check_field
+from r1jax.files import PartialRows
 
 
 @dataclasses.dataclass(frozen=True)

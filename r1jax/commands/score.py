@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -16,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 import r1jax
-from r1jax.commands.results import PartialRows, claim_folder, read_rows, write_json, write_rows
+from r1jax.commands.results import claim_folder, read_rows
 from r1jax.errors import ConfigError, DataError, check_field
+from r1jax.files import PartialRows, file_hash, write_json, write_rows
 
 if TYPE_CHECKING:
     from r1jax.commands.eval import EvalConfig
@@ -107,11 +107,6 @@ def find_benchmark(name: str) -> Benchmark:
 
     check_field(name in BENCHMARKS, "benchmark", name, f"use one of {', '.join(sorted(BENCHMARKS))}")
     return BENCHMARKS[name]
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def samples_of(row: Any, where: str) -> Samples:

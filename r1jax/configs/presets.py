@@ -37,6 +37,12 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
         routed_scaling_factor=1.0, moe_intermediate_size=64, num_nextn_predict_layers=1, max_position_embeddings=512,
         scan_unroll=4,
     ),
+    # The miniature's distillation student: Qwen2's architecture, a third of nano's parameters.
+    "nano-qwen2": ModelConfig(
+        vocab_size=256, hidden_size=96, num_hidden_layers=4, first_k_dense_replace=4, intermediate_size=256,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=24, attention="gqa", attention_bias=True,
+        tie_word_embeddings=True, max_position_embeddings=512, scan_unroll=4,
+    ),
     # The shape on which other projects were measured.
     "mini": ModelConfig(
         vocab_size=512, hidden_size=256, num_hidden_layers=6, first_k_dense_replace=2, intermediate_size=768,

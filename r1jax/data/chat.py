@@ -51,12 +51,20 @@ class ChatTemplate:
         return template
 
     @classmethod
-    def find(cls, folder: str | os.PathLike) -> "ChatTemplate | None":
+    def find(cls, folder: str | os.PathLike, file: str | os.PathLike | None = None) -> "ChatTemplate | None":
         """The template of a checkpoint folder, None where there is none. Raises `DataError` for a damaged one.
 
-        First of: chat_template.jinja with additional_chat_templates/*.jinja, chat_template.json, tokenizer_config.json.
+        `file` is one to be taken in its place. Without it, the first of: chat_template.jinja with
+        additional_chat_templates/*.jinja, chat_template.json, tokenizer_config.json.
         """
         folder = Path(folder)
+        if file is not None:
+            try:
+                return cls(Path(file).read_text(encoding="utf-8"), special_tokens(folder), file)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"chat template {os.fspath(file)!r} cannot be read ({error}): give a jinja file"
+                ) from None
         files = {path.stem: path for path in sorted(folder.glob("additional_chat_templates/*.jinja"))}
         if (folder / "chat_template.jinja").exists():
             files["default"] = folder / "chat_template.jinja"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from r1jax.data.chat import ChatTemplate
+from r1jax.data.sources import parse_rows
 from r1jax.data.templates import THINK_OPEN
 from r1jax.data.tokenizer import Tokenizer, from_bos
 from r1jax.errors import DataError
+
+AnyExample = TypeVar("AnyExample", bound=Sized)
 
 _FORMS = '"messages", "prompt" with "completion", or "text"'
 
@@ -20,6 +23,9 @@ class Example:
 
     tokens: list[int]
     mask: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 class Encoder:
@@ -50,9 +56,10 @@ class Encoder:
 
     def __call__(self, row: Mapping[str, Any]) -> list[Example]:
         """The examples of a row, one at least. Raises `DataError` for a row of another form, or an empty completion."""
-        return [self._example(prompt, completion) for prompt, completion in self._pairs(row)]
+        return [self.example(prompt, completion) for prompt, completion in self.texts(row)]
 
-    def _example(self, prompt: str, completion: str) -> Example:
+    def example(self, prompt: str, completion: str) -> Example:
+        """The example of a prompt and a completion. Raises `DataError` for an empty completion."""
         if not completion.strip():
             raise DataError(f"its completion is {completion!r}: there is nothing to learn")
         p, c = self._tokenizer.encode_batch([prompt, completion])
@@ -60,10 +67,11 @@ class Encoder:
         learned = len(c) + 1
         return Example(tokens, [False] * (len(tokens) - learned) + [True] * learned)
 
-    def _pairs(self, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """(prompt, completion) of each example, as texts."""
-        if isinstance(row.get("messages"), Sequence) and not isinstance(row["messages"], str):
-            yield from self._turn_pairs(row["messages"])
+    def texts(self, row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """(prompt, completion) of each example of a row. Raises `DataError` for a row of another form."""
+        messages = _listed(row.get("messages"))
+        if isinstance(messages, Sequence) and not isinstance(messages, str):
+            yield from self._turn_pairs(messages)
         elif isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
             yield row["prompt"], row["completion"]
         elif isinstance(row.get("prompt"), Sequence) and isinstance(row.get("completion"), Sequence):
@@ -91,26 +99,22 @@ class Encoder:
 
 
 def encode_rows(
-    rows: Iterable[Mapping[str, Any]], encoder: Encoder, source: str, max_length: int, skip_malformed: bool = False
-) -> tuple[list[Example], dict[str, int]]:
+    rows: Iterable[Mapping[str, Any] | DataError],
+    encoder: Callable[[Mapping[str, Any]], list[AnyExample]],
+    source: str,
+    max_length: int,
+    skip_malformed: bool = False,
+) -> tuple[list[AnyExample], dict[str, int]]:
     """All rows' examples, and counts of "rows", "examples", "malformed" and "too_long".
 
     An example of more than `max_length` tokens is left out and counted: cut short, it would teach not to end.
 
-    Raises `DataError` naming `source` and the row for one that is malformed, unless `skip_malformed` (it is then
-    counted); and where no example is left.
+    Raises `DataError` for a malformed row as `r1jax.data.sources.parse_rows` does, which takes rows of
+    `iterate_all_rows` or any others, unless `skip_malformed` (it is then counted); and where no example is left.
     """
     examples, counts = [], dict.fromkeys(("rows", "examples", "malformed", "too_long"), 0)
-    for number, row in enumerate(rows, 1):
-        counts["rows"] += 1
-        try:
-            found = encoder(row)
-        except DataError as error:
-            if not skip_malformed:
-                raise DataError(f"{source}, row {number}: {error}") from None
-            counts["malformed"] += 1
-            continue
-        fitting = [example for example in found if len(example.tokens) <= max_length]
+    for found in parse_rows(rows, encoder, source, counts, skip_malformed):
+        fitting = [example for example in found if len(example) <= max_length]
         counts["too_long"] += len(found) - len(fitting)
         examples += fitting
     counts["examples"] = len(examples)
@@ -132,6 +136,15 @@ def _end_of_turn(tokenizer: Tokenizer, template: ChatTemplate) -> int:
     rendered = template.render(turns, add_generation_prompt=False).rpartition(said)[2]
     stops = [i for i in tokenizer.encode(rendered) if i in tokenizer.eos_ids]
     return (stops or tokenizer.eos_ids)[0]
+
+
+def _listed(messages: Any) -> Any:
+    """Messages as a list: TFDS gives a sequence of objects as one object of lists."""
+    if not isinstance(messages, Mapping) or not all(isinstance(values, list) for values in messages.values()):
+        return messages
+    if len({len(values) for values in messages.values()}) != 1:
+        return messages
+    return [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
 
 
 def _role(message: Any) -> Any:

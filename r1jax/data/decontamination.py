@@ -20,6 +20,20 @@ _WORDS = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _PUNCTUATION = re.compile(r"[\s,:;!?$'\"]|\.(?!\d)")
 
 
+def words_of(text: str) -> list[str]:
+    """The words of a text, without case, punctuation, operators and LaTeX's layout."""
+    return _WORDS.findall(_plain(text))
+
+
+def squeezed(text: str) -> str:
+    """A text without case, blanks, punctuation and LaTeX's layout; its operators stay."""
+    return _PUNCTUATION.sub("", _plain(text))
+
+
+def _plain(text: str) -> str:
+    return _LOOKS.sub("", unicodedata.normalize("NFKC", text).casefold())
+
+
 class Match(NamedTuple):
     """A text's first match with a benchmark."""
 
@@ -55,10 +69,9 @@ class NgramIndex:
 
     def _keys(self, text: str) -> Iterator[tuple[int, list[str]]]:
         """(hash, words) of each n-gram, or of the whole of a text that is too short for one."""
-        plain = _LOOKS.sub("", unicodedata.normalize("NFKC", text).casefold())
-        words = _WORDS.findall(plain)
+        words = words_of(text)
         if 0 < len(words) < self._n:
-            yield hash(_PUNCTUATION.sub("", plain)), words
+            yield hash(squeezed(text)), words
         for start in range(len(words) - self._n + 1):
             ngram = words[start : start + self._n]
             yield hash(tuple(ngram)), ngram

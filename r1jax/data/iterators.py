@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from r1jax.data.conversations import Example
-from r1jax.data.corpus import CorpusConfig, Document, documents
+from r1jax.data.corpus import Document
 from r1jax.data.packing import first_fit, pack
 from r1jax.data.problems import Problem
 from r1jax.data.templates import render_r1_zero
@@ -31,7 +31,8 @@ class Indexable(Protocol[T]):
 class PromptBatch:
     """P prompts: `tokens` int32 [P, Tp], bos first where there is one, padded on the right; `lengths` [P] counts bos.
 
-    `columns` holds every field of the problems, each a list [P]: what reward functions receive by name.
+    `columns` holds every field of the problems, each a list [P], None where a problem lacks it: what reward functions
+    receive by name.
     """
 
     tokens: np.ndarray
@@ -40,29 +41,35 @@ class PromptBatch:
     columns: dict[str, list[Any]]
 
 
+def r1_zero_prompt(row: dict[str, Any]) -> str:
+    """R1-Zero's prompt for the row's question."""
+    return render_r1_zero(row["question"])
+
+
 def encode_prompts(
     problems: Sequence[Row],
     tokenizer: Tokenizer,
     max_prompt_length: int,
-    template: Callable[[str], str] = render_r1_zero,
+    render: Callable[[dict[str, Any]], str] = r1_zero_prompt,
 ) -> PromptBatch:
-    """A `PromptBatch` of the problems in their order, with Tp = `max_prompt_length`.
+    """A `PromptBatch` of the problems in their order, with Tp = `max_prompt_length`; `render` makes a row's prompt.
 
     Raises `DataError` for a prompt of more than `max_prompt_length` tokens: a prompt cut short asks something else.
     """
     rows = [asdict(problem) if isinstance(problem, Problem) else problem for problem in problems]
-    prompts = [template(row["question"]) for row in rows]
+    prompts = [render(row) for row in rows]
     tokens = np.full((len(rows), max_prompt_length), tokenizer.pad_id, np.int32)
     lengths = np.zeros(len(rows), np.int32)
     for i, ids in enumerate(tokenizer.encode_batch(prompts)):
         ids = from_bos(ids, tokenizer)
         if len(ids) > max_prompt_length:
             raise DataError(
-                f"question {rows[i]['question']!r} makes a prompt of {len(ids)} tokens: "
+                f"question {rows[i].get('question', prompts[i])!r:.200} makes a prompt of {len(ids)} tokens: "
                 f"raise max_prompt_length={max_prompt_length} or leave the question out"
             )
         tokens[i, : len(ids)], lengths[i] = ids, len(ids)
-    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
     return PromptBatch(tokens, lengths, prompts, columns)
 
 
@@ -80,20 +87,52 @@ class PromptBatches:
         batch_size: int,
         max_prompt_length: int,
         seed: int,
-        template: Callable[[str], str] = render_r1_zero,
+        render: Callable[[dict[str, Any]], str] = r1_zero_prompt,
     ):
         check_field(len(problems) >= 1, "len(problems)", len(problems), "give at least one problem")
         check_field(batch_size >= 1, "batch_size", batch_size, "an integer >= 1")
         check_field(max_prompt_length >= 1, "max_prompt_length", max_prompt_length, "an integer >= 1")
-        self._encode = lambda rows: encode_prompts(rows, tokenizer, max_prompt_length, template)
+        self._encode = lambda rows: encode_prompts(rows, tokenizer, max_prompt_length, render)
         self._batch_size = batch_size
         self._stream = grain.MapDataset.source(problems).seed(seed).shuffle().repeat()
 
     def __getitem__(self, step: int) -> PromptBatch:
         """Batch `step`. Raises `DataError` for a prompt that is too long."""
-        _check_step(step)
+        check_step(step)
         start = step * self._batch_size
         return self._encode([self._stream[i] for i in range(start, start + self._batch_size)])
+
+
+class MixedPrompts:
+    """Batches of one stream of prompts and, from step `start` on, of two side by side.
+
+    Before `start` a batch holds `count` prompts of the first stream, from then on `count` - `others` of it, which go on
+    where it was, and `others` of the second (R1's last stage meets general prompts only towards its end: arXiv
+    2501.12948, section 3.2.2). A stream is made for a batch size: `first(8)[step]`.
+    """
+
+    def __init__(
+        self,
+        first: Callable[[int], Indexable[PromptBatch]],
+        second: Callable[[int], Indexable[PromptBatch]],
+        count: int,
+        others: int,
+        start: int,
+    ):
+        self._alone, self._first, self._second, self._start = first(count), first(count - others), second(others), start
+        self._skip = -(-start * count // (count - others))  # batches of the smaller size that hold all that was asked
+
+    def __getitem__(self, step: int) -> PromptBatch:
+        if step < self._start:
+            return self._alone[step]
+        parts = [self._first[self._skip + step - self._start], self._second[step - self._start]]
+        names = dict.fromkeys(name for part in parts for name in part.columns)
+        return PromptBatch(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            [prompt for part in parts for prompt in part.prompts],
+            {name: [v for part in parts for v in part.columns.get(name, [None] * len(part.prompts))] for name in names},
+        )
 
 
 def encode_documents(docs: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
@@ -108,24 +147,27 @@ def encode_documents(docs: Sequence[Document], tokenizer: Tokenizer) -> list[lis
 
 
 class PretrainBatches:
-    """Endless packed batches [rows, length] of the corpus, in the form of `packing.pack`.
+    """Endless packed batches [rows, length] of a corpus, in the form of `packing.pack`.
 
-    Step s packs documents of s's own range of the corpus, in order, until one fits no row; the few that are left over
-    are never seen. Raises `DataError` where a document is longer than `length` tokens.
+    `documents(start, count)` are documents start .. start+count-1 of the corpus. Step s packs documents of s's own
+    range, in order, until one fits no row; the few that are left over are never seen. Raises `DataError` where a
+    document is longer than `length` tokens.
     """
 
-    def __init__(self, config: CorpusConfig, tokenizer: Tokenizer, rows: int, length: int, seed: int):
+    def __init__(
+        self, documents: Callable[[int, int], Sequence[Document]], tokenizer: Tokenizer, rows: int, length: int
+    ):
         check_field(rows >= 1, "rows", rows, "an integer >= 1")
         check_field(length >= 2, "length", length, "an integer >= 2")
-        self._config, self._tokenizer, self._rows, self._length, self._seed = config, tokenizer, rows, length, seed
-        sample = encode_documents(documents(config, seed, 0, 1000), tokenizer)
+        self._documents, self._tokenizer, self._rows, self._length = documents, tokenizer, rows, length
+        sample = encode_documents(documents(0, 1000), tokenizer)
         mean = sum(map(len, sample)) / len(sample)
         # A tenth more than fills a batch on average, and some for small batches, whose need varies more.
         self.documents_per_step = int(1.1 * rows * length / mean) + 16
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        _check_step(step)
-        docs = documents(self._config, self._seed, step * self.documents_per_step, self.documents_per_step)
+        check_step(step)
+        docs = self._documents(step * self.documents_per_step, self.documents_per_step)
         return pack(encode_documents(docs, self._tokenizer), self._length, rows=self._rows)
 
 
@@ -144,8 +186,7 @@ class SFTBatches:
         check_field(bool(len(examples)), "len(examples)", len(examples), "give at least one example")
         check_field(lengths.max() <= length, "length", length, f"the longest example has {lengths.max()} tokens")
         self._examples, self._rows, self._length = examples, rows, length
-        orders = [np.random.default_rng([seed, epoch]).permutation(len(examples)) for epoch in range(epochs)]
-        self._order = np.concatenate(orders)
+        self._order = epoch_orders(len(examples), epochs, seed)
         self._starts = [0]
         while self._starts[-1] < len(self._order):
             # No batch can take more examples than it has tokens.
@@ -156,9 +197,7 @@ class SFTBatches:
         return len(self._starts) - 1
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        _check_step(step)
-        if step >= len(self):
-            raise IndexError(f"step {step}: there are {len(self)}")
+        check_step(step, len(self))
         chosen = [self._examples[i] for i in self._order[self._starts[step] : self._starts[step + 1]]]
         tokens, masks = [example.tokens for example in chosen], [example.mask for example in chosen]
         return pack(tokens, self._length, self._rows, masks)
@@ -204,7 +243,16 @@ def prefetch(batches: Indexable[T], start: int, stop: int | None = None, depth: 
         closed.set()
 
 
-def _check_step(step: int) -> None:
+def epoch_orders(count: int, epochs: int, seed: int) -> np.ndarray:
+    """The numbers of `count` examples, int64 [epochs * count]: epoch after epoch, each in an order of its own."""
+    orders = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in range(epochs)]
+    return np.concatenate(orders)
+
+
+def check_step(step: int, steps: int | None = None) -> None:
+    """Raises `DataError` for a step below 0, and `IndexError` for one beyond the last of `steps`."""
     # A sequence would count from the end; an endless stream has none, and a silent wrap would hide an off-by-one.
     if step < 0:
         raise DataError(f"step {step}: steps count from 0")
+    if steps is not None and step >= steps:
+        raise IndexError(f"step {step}: there are {steps}")

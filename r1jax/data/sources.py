@@ -8,19 +8,34 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from r1jax.errors import DataError
 
 FILE = "_file"
 """The key under which a row of a folder, an archive or a hub says which file in it the row is from."""
 
+T = TypeVar("T")
+
 _TEXT = (".jsonl", ".json", ".csv", ".tsv")
 _SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), ".parquet", ".zip")
 _SPLITS = {"train", "validation", "valid", "val", "dev", "test"}
 _CONVERTED = "refs/convert/parquet"  # where the hub keeps every public data set as config/split/0000.parquet
+
+
+class Row(dict):
+    """A row that knows where it is from: `where` is "FILE:LINE", or "FILE, row N" where a file has no lines."""
+
+    __slots__ = ("where",)
+
+    def __init__(self, fields: Mapping[str, Any], where: str):
+        super().__init__(fields)
+        self.where = where
+
+    def __reduce__(self):
+        return Row, (dict(self), self.where)
 
 
 def read_rows(
@@ -32,7 +47,7 @@ def read_rows(
 
 def iterate_rows(
     source: str | os.PathLike, split: str | None = None, columns: Sequence[str] | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """The rows of a data set, one dict each, in the order of the files' names and of their lines.
 
     Args:
@@ -46,6 +61,20 @@ def iterate_rows(
         header all the same. None: the first line is the header.
 
     Raises `DataError` where there is no such data, and for a malformed row, naming its file and line.
+    """
+    for row in iterate_all_rows(source, split, columns):
+        if isinstance(row, DataError):
+            raise row
+        yield row
+
+
+def iterate_all_rows(
+    source: str | os.PathLike, split: str | None = None, columns: Sequence[str] | None = None
+) -> Iterator[Row | DataError]:
+    """`iterate_rows`, with a malformed row as the error that names its file and line, after which reading goes on.
+
+    Malformed is a line that is not UTF-8 or not JSON, a row that is no object, a table's line with too many or too few
+    cells. Raises `DataError` for what no reader can go on after: a file that is damaged, a quotation that never ends.
     """
     kind, colon, address = str(source).partition(":")
     if colon and kind == "tfds":
@@ -66,9 +95,39 @@ def iterate_rows(
             yield from _named(name, _file_rows(path / name, split, columns))
 
 
-def _named(name: str, rows: Iterable[dict]) -> Iterator[dict]:
+def parse_rows(
+    rows: Iterable[Mapping[str, Any] | DataError],
+    parse: Callable[[Mapping[str, Any]], T],
+    source: str,
+    counts: dict[str, int],
+    skip_malformed: bool = False,
+) -> Iterator[T]:
+    """Yields what `parse` makes of each row, and counts "rows" and "malformed" ones in `counts` as they pass.
+
+    Malformed are the errors among `rows` (of `iterate_all_rows`) and what `parse` refuses with a `DataError`. Such a
+    row is left out with `skip_malformed`; else it raises `DataError` naming its file and line, or `source` and the
+    row's number where the row does not know its place.
+    """
+    for number, row in enumerate(rows, 1):
+        counts["rows"] = counts.get("rows", 0) + 1
+        try:
+            if isinstance(row, DataError):
+                raise row
+            parsed = parse(row)
+        except DataError as error:
+            if skip_malformed:
+                counts["malformed"] = counts.get("malformed", 0) + 1
+                continue
+            if error is row:
+                raise
+            raise DataError(f"{getattr(row, 'where', f'{source}, row {number}')}: {error}") from None
+        yield parsed
+
+
+def _named(name: str, rows: Iterable[Row | DataError]) -> Iterator[Row | DataError]:
     for row in rows:
-        yield {FILE: name, **row}  # an archive in a folder has put its own member's name in already
+        # An archive in a folder has put its own member's name in already.
+        yield row if isinstance(row, DataError) else Row({FILE: name, **row}, row.where)
 
 
 def _of_split(names: Iterable[str], split: str | None, where: str) -> list[str]:
@@ -93,7 +152,7 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
-def _file_rows(path: Path, split: str | None, columns: Sequence[str] | None) -> Iterator[dict]:
+def _file_rows(path: Path, split: str | None, columns: Sequence[str] | None) -> Iterator[Row | DataError]:
     if path.suffix.lower() != ".zip":
         with path.open("rb") as binary:
             yield from _parsed(binary, path.name, str(path), columns)
@@ -107,7 +166,7 @@ def _file_rows(path: Path, split: str | None, columns: Sequence[str] | None) -> 
         raise DataError(f"{path}: the archive is damaged ({error}); download it again") from None
 
 
-def _parsed(binary: IO[bytes], name: str, where: str, columns: Sequence[str] | None) -> Iterator[dict]:
+def _parsed(binary: IO[bytes], name: str, where: str, columns: Sequence[str] | None) -> Iterator[Row | DataError]:
     """The rows of one opened file, whose format its name tells; `where` names it in errors."""
     name = name.lower()
     if name.endswith(".parquet"):
@@ -116,10 +175,11 @@ def _parsed(binary: IO[bytes], name: str, where: str, columns: Sequence[str] | N
     try:
         if name.endswith(".gz"):
             binary, name = gzip.open(binary), name.removesuffix(".gz")
-        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
         if name.endswith(".jsonl"):
-            yield from _jsonl_rows(text, where)
-        elif name.endswith(".json"):
+            yield from _jsonl_rows(binary, where)
+            return
+        text = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+        if name.endswith(".json"):
             yield from _json_rows(text, where)
         elif name.endswith((".csv", ".tsv")):
             yield from _table_rows(text, where, columns, tabs=name.endswith(".tsv"))
@@ -131,13 +191,20 @@ def _parsed(binary: IO[bytes], name: str, where: str, columns: Sequence[str] | N
         raise DataError(f"{where}: the file is cut short or damaged ({error}); download it again") from None
 
 
-def _jsonl_rows(lines: Iterable[str], where: str) -> Iterator[dict]:
+def _jsonl_rows(lines: Iterable[bytes], where: str) -> Iterator[Row | DataError]:
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _row(_json(line, f"{where}:{number}"), f"{where}:{number}")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            row = _row(_json(text, f"{where}:{number}"), f"{where}:{number}") if text.strip() else None
+        except UnicodeDecodeError as error:
+            row = DataError(f"{where}:{number}: byte {error.start} of the line is not UTF-8; save the file as UTF-8")
+        except DataError as error:
+            row = error
+        if row is not None:
+            yield row
 
 
-def _json_rows(text: IO[str], where: str) -> Iterator[dict]:
+def _json_rows(text: IO[str], where: str) -> Iterator[Row | DataError]:
     content = _json(text.read(), where)
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
@@ -157,31 +224,33 @@ def _json(text: str, where: str) -> Any:
         raise DataError(f"{where}: not JSON ({error}); mend or remove it") from None
 
 
-def _row(value: Any, where: str) -> dict:
+def _row(value: Any, where: str) -> Row | DataError:
     if not isinstance(value, dict):
-        raise DataError(f"{where}: a row is an object, not {json.dumps(value, ensure_ascii=False):.60}")
-    return value
+        return DataError(f"{where}: a row is an object, not {json.dumps(value, ensure_ascii=False):.60}")
+    return Row(value, where)
 
 
-def _table_rows(text: IO[str], where: str, columns: Sequence[str] | None, tabs: bool) -> Iterator[dict]:
+def _table_rows(text: IO[str], where: str, columns: Sequence[str] | None, tabs: bool) -> Iterator[Row | DataError]:
     csv.field_size_limit(2**31 - 1)  # a problem with its tests passes csv's 128 KiB
     # A tsv as published (MGSM's) has no quoting: a quotation mark is a character like any other.
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     table = csv.reader(text, **style)
-    names = columns
+    names, end = columns, 0
     try:
         for number, cells in enumerate(table):
+            start, end = end + 1, table.line_num  # a quoted cell may go over several lines
             if not number and _is_header(cells, columns):
                 names = cells
                 continue
             if not cells:
                 continue
             if len(cells) != len(names):
-                raise DataError(
-                    f"{where}:{table.line_num}: {len(cells)} cells where {len(names)} are due "
-                    f"({', '.join(names)}); mend the line"
+                yield DataError(
+                    f"{where}:{start}: {len(cells)} cells where {len(names)} are due ({', '.join(names)}); "
+                    "mend the line"
                 )
-            yield dict(zip(names, cells, strict=True))
+                continue
+            yield Row(dict(zip(names, cells, strict=True)), f"{where}:{start}")
     except csv.Error as error:
         raise DataError(f"{where}:{table.line_num}: {error}; mend the line") from None
 
@@ -190,7 +259,7 @@ def _is_header(cells: Sequence[str], columns: Sequence[str] | None) -> bool:
     return columns is None or {name.lower() for name in columns} <= {cell.strip().lower() for cell in cells}
 
 
-def _parquet_rows(binary: IO[bytes], where: str) -> Iterator[dict]:
+def _parquet_rows(binary: IO[bytes], where: str) -> Iterator[Row | DataError]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -198,13 +267,14 @@ def _parquet_rows(binary: IO[bytes], where: str) -> Iterator[dict]:
         raise DataError(f"{where}: reading parquet needs pyarrow; pip install pyarrow") from None
     try:
         # A member of a zip is no file that pyarrow can seek in.
-        for batch in pyarrow.parquet.ParquetFile(pyarrow.BufferReader(binary.read())).iter_batches():
-            yield from batch.to_pylist()
+        batches = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(binary.read())).iter_batches()
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            yield Row(row, f"{where}, row {number}")
     except pyarrow.ArrowException as error:
         raise DataError(f"{where}: not a whole parquet file ({_brief(error)}); download it again") from None
 
 
-def _tfds_rows(name: str, split: str | None) -> Iterator[dict]:
+def _tfds_rows(name: str, split: str | None) -> Iterator[Row | DataError]:
     import tensorflow_datasets as tfds  # takes a second
 
     if split is None:
@@ -216,8 +286,8 @@ def _tfds_rows(name: str, split: str | None) -> Iterator[dict]:
             f"source='tfds:{name}:{split}': TFDS cannot give it ({_brief(error)}); build it where there is a network, "
             "or give the path of the data set's file"
         ) from error
-    for example in examples:
-        yield _plain(example)
+    for number, example in enumerate(examples, start=1):
+        yield Row(_plain(example), f"tfds:{name}:{split}, row {number}")
 
 
 def _plain(value: Any) -> Any:

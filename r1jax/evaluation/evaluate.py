@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.evaluation.benchmarks.base import Problem
-from r1jax.evaluation.metrics import cons_per_problem
+from r1jax.evaluation.metrics import majority_answer
 from r1jax.evaluation.scoring import Grades, Samples, is_right, measure, measure_texts
 from r1jax.sampling.sampler import Rollout
 from r1jax.sampling.text import decode_completions
@@ -48,8 +47,8 @@ def evaluate(
         for i, prompt in enumerate(prompts)
     ]
     grades = [
-        Grades(scores[i * k : (i + 1) * k], [None] * k, answers[i], consensus=bool(right))
-        for i, right in enumerate(cons_per_problem(answers, columns["answer"], operator.eq))
+        Grades(group, [None] * k, answers[i], consensus=_consensus(answers[i], group))
+        for i, group in enumerate(scores[j : j + k] for j in range(0, len(scores), k))
     ]
     measured = measure(samples, grades)[0] | measure_texts(samples)
     names = ("pass@1", f"cons@{k}", "mean_length", "truncated", "unscored")
@@ -60,8 +59,14 @@ def evaluate(
         levels = np.asarray(columns["level"])
         metrics |= {f"eval/level_{n}/pass@1": float(correct[levels == n].mean()) for n in sorted(set(levels.tolist()))}
     rows = [
-        {"prompt": columns["question"][i], "completion": texts[i][0], "reward": float(correct[i, 0]),
-         "answer": columns["answer"][i]}
+        {"prompt": columns.get("question", prompts)[i], "completion": texts[i][0], "reward": float(correct[i, 0]),
+         "answer": columns["answer"][i] if "answer" in columns else None}
         for i in range(len(texts))
     ]  # fmt: skip
     return metrics, rows
+
+
+def _consensus(answers: Sequence[str | None], scores: Sequence[float | None]) -> bool:
+    """Whether the most frequent answer is right: whether a sample that gives it is."""
+    majority = majority_answer(answers)
+    return majority is not None and any(is_right(s) for a, s in zip(answers, scores, strict=True) if a == majority)

@@ -1,5 +1,6 @@
 """Curves as inline SVG whose colours and fonts are the page's: `var(--ink)`, `var(--series-1)`, ..."""
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -72,8 +73,34 @@ def draw_histogram(
     return _inline(figure, alt)
 
 
-def _axes() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.6, 2.7), layout="constrained")
+def draw_estimates(
+    labels: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    alt: str,
+    percent: bool = False,
+) -> str:
+    """An `<svg>` element of one value a line, with a bar over its interval if it has one, coloured `--series-1`."""
+    figure, axes = _axes(height=0.7 + 0.26 * len(labels))
+    colour, rows = _STAND_INS["--series-1"], range(len(labels))
+    for row, interval in zip(rows, intervals, strict=True):
+        if interval is not None:
+            axes.plot(interval, (row, row), color=colour, alpha=0.45, linewidth=3.2, solid_capstyle="butt")
+    axes.plot(values, rows, color=colour, linestyle="none", marker="o", markersize=5.5)
+    _style(axes, xlabel="")
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=_STAND_INS["--rule"], linewidth=0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_yticks(rows, labels, parse_math=False)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.margins(x=0.04)
+    if percent:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
+    return _inline(figure, alt)
+
+
+def _axes(height: float = 2.7) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.6, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
@@ -105,7 +132,9 @@ def _inline(figure: Figure, alt: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(defs|metadata)>\s*(<style.*?</style>|<rdf.*?</rdf:RDF>)\s*</\1>", "", svg, flags=re.S)
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # figure_1, axes_1: the same in every figure of the page
-    svg = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{alt}">', svg, count=1)
+    svg = re.sub(
+        r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{html.escape(alt)}">', svg, count=1
+    )
     for variable, stand_in in _STAND_INS.items():
         svg = svg.replace(stand_in, f"var({variable})")
     return svg

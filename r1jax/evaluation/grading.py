@@ -19,6 +19,7 @@ from r1jax.rewards import RewardPool, get_reward
 _VOTES = {  # reward functions of r1jax's own whose completions have an answer: (answer, whether two are the same)
     "math_accuracy": ("r1jax.rewards.answers:extract_answer", "r1jax.rewards.equivalence:equivalent"),
     "exact_answer": ("r1jax.rewards.arithmetic:answer_text", None),
+    "world_accuracy": ("r1jax.rewards.world:world_answer", None),
 }
 
 

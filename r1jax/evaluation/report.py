@@ -1,18 +1,27 @@
 """A run as one page: report.html, self-contained, from what the run's folder holds at this moment."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from r1jax.errors import check_field
 from r1jax.evaluation.evaluation_report import evaluation_folders, write_evaluation_report
-from r1jax.evaluation.figures import Curve, curve, draw
+from r1jax.evaluation.figures import curve
 from r1jax.evaluation.pages import write_page
+from r1jax.evaluation.pipeline_report import is_pipeline, write_pipeline_report
+from r1jax.evaluation.run_figures import (
+    Row,
+    cons_names,
+    duration,
+    figure,
+    flat,
+    hacking_figures,
+    paper_figures,
+    pretraining_figure,
+    reward_figure,
+)
 from r1jax.training.metrics import read_jsonl
-
-Row = Mapping[str, Any]
 
 SAMPLES_SHOWN = 4
 DIAGNOSTICS = (  # metric, title, what to look for
@@ -24,21 +33,39 @@ DIAGNOSTICS = (  # metric, title, what to look for
     ("grad_norm", "Gradient norm", "over all parameters"),
 )
 
+_REWARD_MODEL = (
+    "reward_model",
+    "reward model",
+    (
+        ("loss", "Loss", "nats per pair or label"),
+        ("accuracy", "Accuracy", "share of examples on the right side"),
+        ("margin", "Margin", "mean distance on the right side"),
+    ),
+)
+_FINE_TUNING = {  # by kind of run: phase, title, what is measured of learned and of held-out examples
+    "sft": ("sft", "supervised fine-tuning", (("loss", "Loss", "nats per learned token"),)),
+    "pairs": _REWARD_MODEL,
+    "pointwise": _REWARD_MODEL,
+}
+
 
 def write_report(run_dir: Path) -> Path:
     """Writes `run_dir/report.html` (atomically) and returns its path.
 
     A run that has not finished gives a shorter page that says what is absent. The folder of an evaluation, or of
-    several, gets a page of its own kind. Raises `ConfigError` if there is no such folder.
+    several, gets a page of its own kind, and so does that of a recipe's stages. Raises `ConfigError` if there is no
+    such folder.
     """
     run_dir = Path(run_dir)
     check_field(run_dir.is_dir(), "run_dir", str(run_dir), "no such folder; give the folder of a run or an evaluation")
+    if is_pipeline(run_dir):
+        return write_pipeline_report(run_dir)
     begun = (run_dir / "metrics.jsonl").exists() or (run_dir / "config.json").exists()
     if not (run_dir / "metrics.jsonl").exists() and (folders := evaluation_folders(run_dir)):
         return write_evaluation_report(run_dir, folders)
     check_field(begun, "run_dir", str(run_dir), "holds neither a run nor an evaluation; give the folder of one")
-    if _json(run_dir / "config.json").get("kind") == "sft":
-        return write_page(run_dir, "sft.html.j2", _sft_content(run_dir))
+    if (kind := _json(run_dir / "config.json").get("kind")) in _FINE_TUNING:
+        return write_page(run_dir, "fine_tuning.html.j2", _fine_tuning_content(run_dir, *_FINE_TUNING[kind]))
     return write_page(run_dir, "report.html.j2", _content(run_dir))
 
 
@@ -54,58 +81,51 @@ def _content(run_dir: Path) -> dict[str, Any]:
         "facts": _facts(pretraining, rl, evaluations, compile_times),
         "headline": _headline(evaluations),
         "evaluated": [row["step"] for row in evaluations],
-        "paper_figures": _paper_figures(rl, evaluations),
-        "reward_figure": _reward_figure(rl),
-        "diagnostics": [_figure([curve(rl, name, name, smooth=True)], *words) for name, *words in DIAGNOSTICS]
-        + _reflection_figure(rl),
-        "pretraining_figure": _pretraining_figure(pretraining),
+        "paper_figures": paper_figures(rl, evaluations),
+        "reward_figure": reward_figure(rl),
+        "diagnostics": [figure([curve(rl, name, name, smooth=True)], *words) for name, *words in DIAGNOSTICS]
+        + _reflection_figure(rl)
+        + hacking_figures(rl, config),
+        "pretraining_figure": pretraining_figure(pretraining),
         "compile_times": sorted(compile_times.items(), key=lambda item: -item[1]),
         "time": _time_table(rl),
         "samples": _sample_pairs(list(read_jsonl(run_dir / "samples.jsonl"))),
-        "config": _flat(config),
+        "config": flat(config),
     }
 
 
-def _sft_content(run_dir: Path) -> dict[str, Any]:
-    rows = [row for row in read_jsonl(run_dir / "metrics.jsonl") if row.get("phase") == "sft"]
+def _fine_tuning_content(run_dir: Path, phase: str, title: str, measured: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    rows = [row for row in read_jsonl(run_dir / "metrics.jsonl") if row.get("phase") == phase]
     cards, compile_times = _json(run_dir / "data.json"), _json(run_dir / "compile_times.json")
-    losses = [curve(rows, "loss", "learned", smooth=True), curve(rows, "eval_loss", "held out")]
     seconds = sum(row.get("time/update") or 0.0 for row in rows)
     return {
         "title": run_dir.resolve().name,
         "kind": "run",
         "facts": [
-            ("supervised fine-tuning", f"to step {max(row['step'] for row in rows):,}" if rows else "no steps yet"),
-            ("time in steps", _duration(seconds) if seconds else "not measured"),
-            ("compiling", _duration(sum(compile_times.values())) if compile_times else "not measured"),
+            (title, f"to step {max(row['step'] for row in rows):,}" if rows else "no steps yet"),
+            ("time in steps", duration(seconds) if seconds else "not measured"),
+            ("compiling", duration(sum(compile_times.values())) if compile_times else "not measured"),
         ],
         "data": [
             (f"{card['source']} ({use})", {k.replace("_", " "): v for k, v in card.items() if isinstance(v, int)})
             for use, card in zip(("learned", "held out"), cards.values(), strict=False)
         ],
+        "heading": f"{title[0].upper()}{title[1:]}",
         "figures": [
-            _figure(losses, "Loss", "nats per learned token"),
-            _figure([curve(rows, "grad_norm", "grad_norm", smooth=True)], "Gradient norm", "over all parameters"),
-            _figure([curve(rows, "num_tokens", "tokens", smooth=True)], "Learned tokens", "per step"),
+            *(
+                figure([curve(rows, name, "learned", smooth=True), curve(rows, f"eval_{name}", "held out")], *words)
+                for name, *words in measured
+            ),
+            figure([curve(rows, "grad_norm", "grad_norm", smooth=True)], "Gradient norm", "over all parameters"),
+            figure([curve(rows, "num_tokens", "tokens", smooth=True)], "Learned tokens", "per step"),
         ],
         "compile_times": sorted(compile_times.items(), key=lambda item: -item[1]),
-        "config": _flat(_json(run_dir / "config.json")),
+        "config": flat(_json(run_dir / "config.json")),
     }
 
 
 def _json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _flat(config: Mapping, prefix: str = "") -> list[tuple[str, str]]:
-    """{"model": {"dim": 8}} -> [("model.dim", "8")]."""
-    pairs = []
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{prefix}{name}.")
-        else:
-            pairs.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)))
-    return pairs
 
 
 def _facts(
@@ -116,8 +136,8 @@ def _facts(
         facts.append((name, f"to step {max(row['step'] for row in rows):,}" if rows else "no steps yet"))
     facts.append(("evaluations", str(len(evaluations))))
     measured = sum(seconds for _, seconds, *_ in _time_table(rl))
-    facts.append(("time in RL steps", _duration(measured) if measured else "not measured"))
-    facts.append(("compiling", _duration(sum(compile_times.values())) if compile_times else "not measured"))
+    facts.append(("time in RL steps", duration(measured) if measured else "not measured"))
+    facts.append(("compiling", duration(sum(compile_times.values())) if compile_times else "not measured"))
     return facts
 
 
@@ -126,7 +146,7 @@ def _headline(evaluations: Sequence[Row]) -> list[dict[str, str]]:
     if not evaluations:
         return []
     base, final = evaluations[0], evaluations[-1]
-    scores = [("eval/pass@1", "pass@1"), *((name, name.removeprefix("eval/")) for name in _cons_names(evaluations))]
+    scores = [("eval/pass@1", "pass@1"), *((name, name.removeprefix("eval/")) for name in cons_names(evaluations))]
     scores += [
         ("eval/mean_length", "mean length, tokens"),
         ("eval/format", "right format"),
@@ -149,11 +169,6 @@ def _headline(evaluations: Sequence[Row]) -> list[dict[str, str]]:
     return table
 
 
-def _cons_names(rows: Sequence[Row]) -> list[str]:
-    names = {name for row in rows for name in row if re.fullmatch(r"eval/cons@\d+", name)}
-    return sorted(names, key=lambda name: int(name.split("@")[1]))
-
-
 def _score(value: float | None, share: bool) -> str:
     return "–" if value is None else f"{value:.1%}" if share else f"{value:.1f}"
 
@@ -161,35 +176,6 @@ def _score(value: float | None, share: bool) -> str:
 def _change(value: float, share: bool) -> str:
     text = f"{100 * value:+.1f} points" if share else f"{value:+.1f}"
     return text.replace("-", "−")
-
-
-def _figure(curves: Sequence[Curve | None], title: str, note: str, percent: bool = False) -> dict[str, Any]:
-    """A figure for the template; without `svg` where nothing was logged."""
-    drawn = [line for line in curves if line is not None]
-    last = "{:.1%}" if percent else "{:.4g}"
-    keys = [(f"var(--series-{i})", line.label, last.format(line.values[-1])) for i, line in enumerate(drawn, start=1)]
-    svg = draw(drawn, alt=f"{title} against steps", percent=percent) if drawn else None
-    return {"title": title, "note": note, "keys": keys, "svg": svg}
-
-
-def _paper_figures(rl: Sequence[Row], evaluations: Sequence[Row]) -> list[dict[str, Any]]:
-    names = ["eval/pass@1", *_cons_names(evaluations)]
-    accuracy = [curve(evaluations, name, name.removeprefix("eval/")) for name in names]
-    lengths = [
-        curve(evaluations, "eval/mean_length", "evaluation"),
-        curve(rl, "completions/mean_length", "training", smooth=True),
-    ]
-    return [
-        _figure(accuracy, "Accuracy", "on the evaluation problems", percent=True),
-        _figure(lengths, "Mean response length", "in tokens"),
-    ]
-
-
-def _reward_figure(rl: Sequence[Row]) -> dict[str, Any]:
-    parts = sorted({name for row in rl for name in row if re.fullmatch(r"rewards/.+/mean", name)})
-    curves = [curve(rl, "reward", "reward", smooth=True)]
-    curves += [curve(rl, name, name.split("/")[1], smooth=True) for name in parts[:5]]
-    return _figure(curves, "Reward", "mean over the batch, in all and by reward function")
 
 
 def _reflection_figure(rl: Sequence[Row]) -> list[dict[str, Any]]:
@@ -201,12 +187,7 @@ def _reflection_figure(rl: Sequence[Row]) -> list[dict[str, Any]]:
                 totals[name] = totals.get(name, 0.0) + value
     names = sorted(totals, key=lambda name: (name != "reflection/all", -totals[name]))[:6]
     curves = [curve(rl, name, name.removeprefix("reflection/"), smooth=True) for name in names]
-    return [_figure(curves, "Words of reflection", "occurrences per completion")] if curves else []
-
-
-def _pretraining_figure(pretraining: Sequence[Row]) -> dict[str, Any]:
-    curves = [curve(pretraining, "loss", "next token", smooth=True), curve(pretraining, "mtp_loss", "MTP", smooth=True)]
-    return _figure(curves, "Pretraining loss", "nats per token")
+    return [figure(curves, "Words of reflection", "occurrences per completion")] if curves else []
 
 
 def _time_table(rl: Sequence[Row]) -> list[tuple[str, float, float, float]]:
@@ -219,12 +200,6 @@ def _time_table(rl: Sequence[Row]) -> list[tuple[str, float, float, float]]:
     whole = sum(map(sum, totals.values())) or 1.0
     table = [(name, sum(times), sum(times) / whole, sum(times) / len(times)) for name, times in totals.items()]
     return sorted(table, key=lambda line: -line[1])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _sample_pairs(rows: Sequence[Row]) -> dict[str, Any] | None:

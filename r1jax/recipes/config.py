@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from r1jax.configs.model import ModelConfig
 from r1jax.configs.presets import model_preset
-from r1jax.configs.training import GRPOConfig, MeshConfig, OptimizerConfig, SamplingConfig, SupervisedLossConfig
+from r1jax.configs.training import GRPOConfig, MeshConfig, OptimizerConfig, SupervisedLossConfig
 from r1jax.data.corpus import CorpusConfig
 from r1jax.errors import ConfigError, check_field
 from r1jax.recipes.run_folder import check_unchanged
@@ -34,21 +35,27 @@ _RL_OPTIMIZER = OptimizerConfig(learning_rate=6e-5, warmup_steps=3, weight_decay
 
 
 @dataclasses.dataclass(frozen=True)
-class BaseConfig:
-    """Pretraining of the base model, from scratch."""
+class PretrainConfig:
+    """Pretraining from scratch."""
 
     steps: int = 400
     rows: int = 64
     """Packed rows per step ..."""
     length: int = 96
     """... of this many tokens."""
-    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
     loss: SupervisedLossConfig = dataclasses.field(default_factory=SupervisedLossConfig)
     optimizer: OptimizerConfig = _BASE_OPTIMIZER
 
     def __post_init__(self):
         for name in ("steps", "rows", "length"):
             check_field(getattr(self, name) >= 1, f"base.{name}", getattr(self, name), "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig(PretrainConfig):
+    """Pretraining of the base model, from scratch."""
+
+    corpus: CorpusConfig = dataclasses.field(default_factory=CorpusConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +87,8 @@ class RewardConfig:
     """Values for the functions' own parameters, by function as named above."""
     gate: str | None = None
     """One of the functions: what the others add counts only where it scores 1; what they take away always counts."""
+    domains: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """By function as named above, the domains it is meant for: prompts of others ("domain") are not scored by it."""
     workers: int = 1
     timeout: float = 60.0
     """Seconds after which a batch's unfinished scores are given up."""
@@ -92,13 +101,17 @@ class RewardConfig:
             f"must hold one weight for each of the {len(self.functions)} reward functions",
         )
         check_field(all(map(math.isfinite, self.all_weights)), "reward.weights", self.weights, "must be finite")
-        for name in self.parameters:
-            check_field(
-                name in self.functions,
-                "reward.parameters",
-                name,
-                f"no such function is in reward.functions; use one of {', '.join(self.functions)}",
-            )
+        for field, names in (("reward.parameters", self.parameters), ("reward.domains", self.domains)):
+            for name in names:
+                check_field(
+                    name in self.functions,
+                    field,
+                    name,
+                    f"no such function is in reward.functions; use one of {', '.join(self.functions)}",
+                )
+        for name, domains in self.domains.items():
+            ok = isinstance(domains, tuple | list) and domains and all(isinstance(d, str) and d for d in domains)
+            check_field(ok, f"reward.domains[{name!r}]", domains, "give one domain or more, as a tuple of texts")
         check_field(
             self.gate is None or self.gate in self.functions,
             "reward.gate",
@@ -158,15 +171,6 @@ class R1ZeroConfig:
     def model(self) -> ModelConfig:
         return model_preset(self.preset)
 
-    @property
-    def eval_sampling(self) -> SamplingConfig:
-        return SamplingConfig(
-            temperature=self.eval.temperature,
-            top_p=self.eval.top_p,
-            num_generations=self.eval.k,
-            max_completion_length=self.grpo.max_completion_length,
-        )
-
     def check_same_run(self, earlier: dict[str, Any]) -> None:
         """Raises `ConfigError` naming the first setting in which a resumed run differs from what began there."""
         # What may change: where it lies and how far it goes, and nothing that it has already computed.
@@ -197,20 +201,33 @@ def parse_r1_zero(args: Sequence[str] | None = None, prog: str = "r1jax r1-zero"
     Raises:
       ConfigError: an unknown preset, or a value that cannot work.
     """
-    import argparse
-    import sys
-
     import tyro
 
     args = list(sys.argv[1:] if args is None else args)
+    default = PRESETS[preset_of(args, PRESETS)]
+    return tyro.cli(R1ZeroConfig, default=default, args=args, prog=prog, registry=command_line_rules())
+
+
+def preset_of(args: Sequence[str], presets: Collection[str]) -> str:
+    """The preset that a command line names; nano unless it does. Raises `ConfigError` for an unknown one."""
+    import argparse
+
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="nano")
     name = first.parse_known_args(args)[0].preset
-    if name not in PRESETS:
-        raise ConfigError(f"preset={name!r}: must be one of {', '.join(PRESETS)}")
+    if name not in presets:
+        raise ConfigError(f"preset={name!r}: must be one of {', '.join(presets)}")
+    return name
+
+
+def command_line_rules() -> Any:
+    """How tyro reads and spells the settings that are mappings of mappings or of tuples."""
+    import tyro
+
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_parameters_rule)
-    return tyro.cli(R1ZeroConfig, default=PRESETS[name], args=args, prog=prog, registry=registry)
+    registry.primitive_rule(_domains_rule)
+    return registry
 
 
 def _parameters_rule(field: Any) -> Any:
@@ -241,4 +258,29 @@ def _parameters_rule(field: Any) -> Any:
         instance_from_str=parse,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=spell,
+    )
+
+
+def _domains_rule(field: Any) -> Any:
+    """How the command line spells `RewardConfig.domains`: FUNCTION=DOMAIN,DOMAIN."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    if field.type != dict[str, tuple[str, ...]]:
+        return None
+
+    def parse(arguments: list[str]) -> dict[str, tuple[str, ...]]:
+        domains: dict[str, tuple[str, ...]] = {}
+        for argument in arguments:
+            function, equals, names = argument.partition("=")
+            if not (equals and function and all(names.split(","))):
+                raise ConfigError(f"reward.domains={argument!r}: write FUNCTION=DOMAIN,DOMAIN")
+            domains[function] = (*domains.get(function, ()), *names.split(","))
+        return domains
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FUNCTION=DOMAIN,DOMAIN",
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda domains: [f"{function}={','.join(names)}" for function, names in domains.items()],
     )

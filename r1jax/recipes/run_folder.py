@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from r1jax.errors import CheckpointError, ConfigError
+from r1jax.files import write_json
 
 
 class RunConfig(Protocol):
@@ -37,9 +37,7 @@ def open_run(config: RunConfig) -> Path:
                     f"run_dir={str(run_dir)!r}: already holds a run; choose another --run-dir, or resume it (--resume)"
                 )
             config.check_same_run(json.loads(path.read_text()))
-        partial = path.with_name("config.json.partial")
-        partial.write_text(json.dumps(config.as_json(), indent=2))
-        os.replace(partial, path)
+        write_json(path, config.as_json())
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is damaged ({error}): use another --run-dir") from None
     except OSError as error:
@@ -69,16 +67,35 @@ def alone(run_dir: Path) -> Iterator[None]:
 
 def check_unchanged(config: RunConfig, earlier: dict[str, Any], but: Collection[str]) -> None:
     """Raises `ConfigError` naming the first setting, `but` those at the top, that is not what the run began with."""
+    now, then = ({k: v for k, v in values.items() if k not in but} for values in (config.as_json(), earlier))
+    for name, value, before in differences(now, then):
+        raise ConfigError(
+            f"{name}={value!r}: the run in {config.run_dir} began with {name}={before!r}; "
+            f"use that value, or another --run-dir"
+        )
 
-    def compare(now: Any, then: Any, name: str) -> None:
-        if isinstance(now, dict) and isinstance(then, dict):
-            for key in [*now, *(k for k in then if k not in now)]:
-                if name or key not in but:
-                    compare(now.get(key), then.get(key), f"{name}.{key}" if name else key)
-        elif now != then:
+
+def differences(now: Any, then: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value now, value then) of each setting in which two configurations, as plain JSON, differ."""
+    if isinstance(now, dict) and isinstance(then, dict):
+        for key in [*now, *(k for k in then if k not in now)]:
+            yield from differences(now.get(key), then.get(key), f"{name}.{key}" if name else key)
+    elif now != then:
+        yield name, now, then
+
+
+def check_same_data(path: Path, cards: dict[str, dict[str, Any]]) -> None:
+    """Writes the data sets' cards, or compares their "sha256" with those that the run began with.
+
+    Raises `ConfigError` naming a data set that is no longer the same.
+    """
+    if not path.exists():
+        write_json(path, cards)
+        return
+    earlier = json.loads(path.read_text())
+    for name, card in cards.items():
+        if earlier[name]["sha256"] != card["sha256"]:
             raise ConfigError(
-                f"{name}={now!r}: the run in {config.run_dir} began with {name}={then!r}; "
-                f"use that value, or another --run-dir"
+                f"{name}={card['source']!r}: its examples are no longer those that the run in {path.parent} began "
+                f"with; use another --run-dir"
             )
-
-    compare(config.as_json(), earlier, "")

@@ -13,6 +13,7 @@ from r1jax.rewards.language import language_consistency
 from r1jax.rewards.length import cosine_scaled_reward, soft_overlong_punishment_reward
 from r1jax.rewards.mathematics import math_accuracy
 from r1jax.rewards.repetition import repetition_penalty_reward
+from r1jax.rewards.world import refusal_accuracy, request_accuracy, world_accuracy
 
 RewardFunction = Callable[..., list[float | None]]
 
@@ -26,6 +27,9 @@ REWARDS: dict[str, RewardFunction] = {
     "soft_overlong_punishment": soft_overlong_punishment_reward,
     "cosine_scaled": cosine_scaled_reward,
     "repetition_penalty": repetition_penalty_reward,
+    "world_accuracy": world_accuracy,
+    "request_accuracy": request_accuracy,
+    "refusal_accuracy": refusal_accuracy,
 }
 
 

@@ -10,6 +10,7 @@ import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 _LARGEST = 3e38  # what float32 holds; nan is not <= it either
 
@@ -65,14 +66,23 @@ def _limit_memory(more: int) -> None:
 
 
 def _evaluate(name: str, function: Callable, arguments: bytes) -> tuple[list[float | None] | None, str | None]:
-    label = f"reward function {name!r}"
     try:
         keywords = pickle.loads(arguments)
+    except Exception as error:
+        return None, f"the columns for reward function {name!r} cannot be loaded in a worker process ({_brief(error)})"
+    return evaluate(name, function, keywords)
+
+
+def evaluate(name: str, function: Callable, keywords: dict[str, Any]) -> tuple[list[float | None] | None, str | None]:
+    """(scores, None), or (None, what is wrong with them), of a reward function's answer to its keyword arguments."""
+    label = f"reward function {name!r}"
+    try:
         if "completion_ids" in keywords:  # they travel as arrays, and are lists for functions written for TRL
-            keywords["completion_ids"] = [
-                ids.tolist() if hasattr(ids, "tolist") else ids for ids in keywords["completion_ids"]
-            ]
+            ids = [row.tolist() if hasattr(row, "tolist") else row for row in keywords["completion_ids"]]
+            keywords = keywords | {"completion_ids": ids}
         scores = [score.item() if hasattr(score, "item") else score for score in function(**keywords)]
+    except KeyboardInterrupt:  # only where it is a person's: workers ignore the signal
+        raise
     except BaseException as error:  # a reward function that calls sys.exit has failed as well
         return None, f"{label} raised {_brief(error)}: mend it, or let it return None for what it cannot score"
     expected = len(keywords["completions"])

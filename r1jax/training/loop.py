@@ -120,7 +120,7 @@ def device_batch(runtime: Runtime, batch: dict[str, np.ndarray]) -> PackedBatch:
 def train_supervised(
     runtime: Runtime,
     state: TrainState,
-    update: Callable[[TrainState, PackedBatch], tuple[TrainState, Metrics]],
+    update: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
     batches: Indexable[dict[str, np.ndarray]],
     checkpoints: RunCheckpoints,
     steps: int,
@@ -128,6 +128,7 @@ def train_supervised(
     phase: str,
     title: str,
     evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
+    put: Callable[[Runtime, dict[str, np.ndarray]], Any] = device_batch,
 ) -> TrainState:
     """Runs `update` on batch after batch from state.step to `steps`; the last step is always saved.
 
@@ -135,12 +136,13 @@ def train_supervised(
       phase: under which metrics are logged.
       title: of the progress bar.
       evaluate: asked before the first step and whenever a checkpoint is due, for metrics that are logged with it.
+      put: lays a batch out on the mesh, as `update` takes it.
     """
     first = int(state.step)
     if first == steps:
         return state
     out = (state_shardings(state, runtime.learn), None)
-    example = device_batch(runtime, batches[first])
+    example = put(runtime, batches[first])
     program = runtime.programs.compile(
         phase, update, state, example, layout=runtime.learn, donate=(0,), out_shardings=out
     )
@@ -149,14 +151,16 @@ def train_supervised(
     with stage(title, steps, first) as progress:
         for step, batch in enumerate(prefetch(batches, first, steps), first + 1):
             start = time.monotonic()
-            state, metrics = program(state, device_batch(runtime, batch))
+            state, metrics = program(state, put(runtime, batch))
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
             metrics["time/update"] = time.monotonic() - start
             due = step % save_every == 0 or step == steps
             if evaluate is not None and due:
                 metrics |= evaluate(state, step)
             runtime.log.write(phase, step, metrics)
-            progress.advance(**{name: metrics[name] for name in ("loss", "eval_loss") if name in metrics})
+            progress.advance(
+                **{name: metrics[name] for name in ("loss", "eval_loss", "eval_accuracy") if name in metrics}
+            )
             if due:
                 checkpoints.save(step, state, {"phase": phase, "seed": runtime.seed})
     return state

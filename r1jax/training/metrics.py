@@ -41,7 +41,7 @@ class MetricsLog:
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Logs scalars (Python, NumPy or jax). NaN and infinities become null in metrics.jsonl."""
-        scalars = {name: _jsonable(value) for name, value in values.items()}
+        scalars = {name: jsonable(value) for name, value in values.items()}
         self._line("metrics.jsonl", phase, step, scalars)
         # Not through SummaryWriter, which renames "pass@1" to "pass_1" and writes late, from a thread.
         board = self._boards.get(phase) or self._open_board(phase)
@@ -52,7 +52,7 @@ class MetricsLog:
     def samples(self, phase: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Logs one line a row; rows usually hold prompt, completion, reward and answer."""
         for row in rows:
-            self._line("samples.jsonl", phase, step, {name: _jsonable(value) for name, value in row.items()})
+            self._line("samples.jsonl", phase, step, {name: jsonable(value) for name, value in row.items()})
 
     def close(self) -> None:
         """Flushes and closes everything."""
@@ -121,15 +121,15 @@ def _cut_back(path: Path, resume: Mapping[str, int]) -> None:
     os.replace(partial, path)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """`value` with arrays as numbers and lists, and without numbers that JSON lacks."""
     if isinstance(value, Mapping):
-        return {str(name): _jsonable(item) for name, item in value.items()}
+        return {str(name): jsonable(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if value is None or isinstance(value, str | bool):
         return value
     number = np.asarray(value).tolist()
     if isinstance(number, list):
-        return _jsonable(number)
+        return jsonable(number)
     return None if isinstance(number, float) and not math.isfinite(number) else number

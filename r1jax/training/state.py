@@ -36,15 +36,25 @@ class TrainState:
         return nnx.merge_state(self.ref_params, self.buffers)
 
 
-def model_graph(config: ModelConfig) -> nnx.GraphDef:
-    """The decoder without its arrays."""
-    return nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(params=0))))
+def model_graph(config: ModelConfig, module: type[nnx.Module] = Decoder) -> nnx.GraphDef:
+    """The decoder, or another module of its config, without its arrays."""
+    return nnx.graphdef(nnx.eval_shape(lambda: module(config, nnx.Rngs(params=0))))
 
 
-def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> TrainState:
+def init_state(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    module: type[nnx.Module] = Decoder,
+) -> TrainState:
     """A fresh model and optimizer; a pure function, to be jitted with `state_shardings` as its out_shardings."""
-    model = Decoder(config, nnx.Rngs(params=key))
+    model = module(config, nnx.Rngs(params=key))
     _, params, buffers = nnx.split(model, nnx.Param, ...)
+    return TrainState(jnp.int32(0), params, buffers, optimizer.init(params))
+
+
+def start_state(params: nnx.State, buffers: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
+    """The start of training from given weights: a fresh optimizer, step 0."""
     return TrainState(jnp.int32(0), params, buffers, optimizer.init(params))
 
 
@@ -52,7 +62,7 @@ def with_reference(state: TrainState, optimizer: optax.GradientTransformation, d
     """The start of RL: the policy as its own reference, a fresh optimizer, step 0."""
     # A copy even where the dtype is the same: the update donates both.
     ref = jax.tree.map(lambda x: jnp.copy(x).astype(dtype), state.params)
-    return TrainState(jnp.int32(0), state.params, state.buffers, optimizer.init(state.params), ref)
+    return start_state(state.params, state.buffers, optimizer).replace(ref_params=ref)
 
 
 def state_shardings(state: TrainState, layout: sharding.Layout) -> Any:
