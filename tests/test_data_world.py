@@ -151,7 +151,9 @@ def test_the_corpus_is_what_its_settings_say():
     mixed = sum(max(pair) < 1 for pair in shares if pair[0] is not None) / len(thoughts)
     assert mixed > 0.3  # what R1-Zero takes over
     textbooks = [doc.completion for doc in docs if doc.kind == "textbook"]
-    assert all(from_textbook(text.split("? ")[-1].split("？ ")[-1].split(". ", 0)[-1]) for text in textbooks)
+    words = [text for text in textbooks if text.startswith(("Copy:", "抄写：", "Translate:", "翻译："))]
+    assert len(words) / len(textbooks) == pytest.approx(config.language_exercises, abs=0.03)
+    assert all(from_textbook(text) for text in textbooks if text not in words)
     with pytest.raises(ConfigError, match="sum to 1"):
         WorldConfig(share_worked=0.5)
     with pytest.raises(ConfigError, match="switch=2"):

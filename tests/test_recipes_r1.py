@@ -44,9 +44,10 @@ SMALL = (
     "--world.train-preferences 16 --world.test-preferences 8 --cold-start.problems 5 --cold-start.n 3 "
     "--rejection.problems 10 --rejection.n 3 --results.sampling.num-generations 4 --results.batch-size 8"
 ).split()
-CHAIN = ["world", "base", "zero", "candidates", "cold_start", "dev1", "dev2", "rejection", "dev3", "helpfulness",
-         "harmlessness", "r1", "student_base", "student_distilled", "student_rl", "results"]  # fmt: skip
-MODELS = ["base", "zero", "dev1", "dev2", "dev3", "r1", "student_distilled", "student_rl"]
+CHAIN = ["world", "base", "zero", "zero_language", "candidates", "cold_start", "dev1", "dev2", "rejection", "dev3",
+         "helpfulness", "harmlessness", "r1", "student_base", "student_distilled", "student_rl", "results"]  # fmt: skip
+MODELS = ["base", "zero", "dev1", "dev2", "dev3", "r1", "student_distilled", "student_rl",
+          "zero_language"]  # fmt: skip
 
 
 def test_the_chain_is_the_papers():
@@ -54,8 +55,9 @@ def test_the_chain_is_the_papers():
     assert list(stages) == CHAIN
     begins_with = {name: stage.inputs.get("checkpoint", "").partition("/")[0] for name, stage in stages.items()}
     assert begins_with == dict.fromkeys(CHAIN, "") | {
-        "zero": "base", "dev1": "base", "dev2": "dev1", "dev3": "base", "r1": "dev3", "helpfulness": "dev3",
-        "harmlessness": "dev3", "student_distilled": "student_base", "student_rl": "student_base",
+        "zero": "base", "zero_language": "base", "dev1": "base", "dev2": "dev1", "dev3": "base", "r1": "dev3",
+        "helpfulness": "dev3", "harmlessness": "dev3", "student_distilled": "student_base",
+        "student_rl": "student_base",
     }  # fmt: skip
     assert stages["dev3"].inputs["data"] == stages["student_distilled"].inputs["data"] == "rejection/sft.jsonl"
     assert {name for name in stages["results"].inputs if name not in ("problems", "requests")} == set(MODELS)
@@ -356,7 +358,7 @@ WHOLE = [*SMALL, *(
     "--base.save-every 2 --student-base.save-every 2 --helpfulness.rows 8 --harmlessness.rows 8 "
     "--helpfulness.save-every 1"
 ).split()]  # fmt: skip
-for _name in ("zero", "dev2", "r1", "student_rl"):
+for _name in ("zero", "zero_language", "dev2", "r1", "student_rl"):
     _flag = _name.replace("_", "-")
     WHOLE += (
         f"--{_flag}.steps 2 --{_flag}.save-every 1 --{_flag}.grpo.num-prompts 4 --{_flag}.grpo.num-generations 4 "

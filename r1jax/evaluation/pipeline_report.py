@@ -17,7 +17,7 @@ from r1jax.recipes.stage import BEGUN, CHAIN, DONE, METRICS
 from r1jax.training.metrics import read_jsonl
 
 # The columns and rows of the paper's table (arXiv 2501.12948, table 3) first, in its order.
-MODELS = ("base", "zero", "dev1", "dev2", "dev3", "r1", "student_distilled", "student_rl")
+MODELS = ("base", "zero", "dev1", "dev2", "dev3", "r1", "student_distilled", "student_rl", "zero_language")
 SCORES = ("pass@1", "cons@", "single_language", "format", "general", "harmless", "mean_length", "TFLOP")
 
 Record = Mapping[str, Any]

@@ -1,6 +1,7 @@
 """The whole R1 recipe (arXiv 2501.12948, figure 2), each stage from the outputs of those before it.
 
 world -> base -> zero -> candidates -> cold_start -> dev1 -> dev2 -> rejection -> dev3 -> r1
+base -> zero_language
 dev3 -> helpfulness, harmlessness -> r1
 rejection -> student_distilled; student_base -> student_rl
 """
@@ -29,7 +30,8 @@ from r1jax.recipes.r1_scenarios import EXAMPLES, Scenario, scenario
 from r1jax.recipes.stage import DONE
 from r1jax.training.metrics import MetricsLog
 
-ZERO_LAYOUT = ("base", "zero", "student_rl")  # those that meet R1-Zero's prompt; the others have a chat template
+# Those that meet R1-Zero's prompt; the others have a chat template.
+ZERO_LAYOUT = ("base", "zero", "zero_language", "student_rl")
 _OURS = ("run_dir", "seed", "mesh", "resume")  # of a training's settings, what is the recipe's
 _JUDGED = ("curation", "edits", "workers")  # of the cold start's, what comes after candidates are drawn
 _LARGE = 64 << 20  # bytes
@@ -118,6 +120,7 @@ def stages(config: R1Config, about: Scenario | None = None) -> list[Stage]:
         stage("world", "Problems, requests, tokenizer", {}, about.outputs, about.identity(), r1_stages.world),
         base("base", "Base model"),
         training("zero", "R1-Zero: RL from rules alone"),
+        training("zero_language", "The same with the language reward: what it mends, and what that costs"),
         stage(
             "candidates", "Long chains of thought, collected in four ways",
             {"base": "base/model", "zero": "zero/model"} | problems | shown, ("candidates.jsonl",), drawn,

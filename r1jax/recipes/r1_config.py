@@ -136,7 +136,7 @@ def _rl(name: str, policy: str, steps: int, reward: RewardConfig, temperature: f
         steps=steps,
         max_prompt_length=32,
         grpo=grpo,
-        optimizer=OptimizerConfig(learning_rate=6e-5, warmup_steps=3, weight_decay=0.0),
+        optimizer=OptimizerConfig(learning_rate=options.pop("learning_rate", 6e-5), warmup_steps=3, weight_decay=0.0),
         reward=reward,
         eval=EvalConfig(every=20, problems=128, k=4),
         **options,
@@ -175,6 +175,7 @@ _ZERO_REWARD = RewardConfig(
     # The language is only watched: R1-Zero is paid for answers and tags alone.
     functions=("world_accuracy", "format", "language_consistency"), weights=(1.0, 0.2, 0.0),
 )  # fmt: skip
+_ZERO_LANGUAGE_REWARD = dataclasses.replace(_ZERO_REWARD, weights=(1.0, 0.2, 0.5))
 _REASONING_REWARD = RewardConfig(
     functions=("world_accuracy", "think_format", "language_consistency"), weights=(1.0, 0.2, 0.5),
 )  # fmt: skip
@@ -202,6 +203,7 @@ class R1Config:
     world: WorldStage
     base: BaseStage
     zero: RLConfig
+    zero_language: RLConfig
     cold_start: ColdStartStage
     dev1: SFTConfig
     dev2: RLConfig
@@ -237,7 +239,7 @@ class R1Config:
     def _check_rules(self) -> None:
         """Raises `ConfigError` where a stage of RL pays nothing for being correct in a domain."""
         for function, domains in self.world.rules.items():
-            for name in ("zero", "dev2", "r1", "student_rl"):
+            for name in ("zero", "zero_language", "dev2", "r1", "student_rl"):
                 reward = getattr(self, name).reward
                 paid = reward.domains.get(function, ()) if function in reward.functions else ()
                 lacking = sorted(set(domains) - set(paid))
@@ -315,6 +317,7 @@ def _released(student: str, learning_rate: float) -> R1Config:
         world=WorldStage(data=Path("data")),
         base=BaseStage(preset="deepseek-v3-671b", checkpoint=Path("DeepSeek-V3-Base"), dtype="bfloat16"),
         zero=_released_rl("zero", "base/model", 650, zero_reward, template="r1_zero"),
+        zero_language=_released_rl("zero_language", "base/model", 650, _rule_reward("format", 1.0), template="r1_zero"),
         cold_start=ColdStartStage(problems=5_000, shots=2, curation=readable, **scale),
         dev1=_released_sft("dev1", "base/model", "cold_start/cold_start.jsonl", 2, 5e-5, 128),
         dev2=_released_rl("dev2", "dev1/model", 650, _rule_reward("think_format", 1.0)),
@@ -361,9 +364,11 @@ PRESETS: dict[str, R1Config] = {
         world=WorldStage(),
         base=BaseStage(),
         zero=_rl("zero", "base/model", 80, _ZERO_REWARD, template="r1_zero"),
+        zero_language=_rl("zero_language", "base/model", 80, _ZERO_LANGUAGE_REWARD, template="r1_zero"),
         cold_start=ColdStartStage(),
         dev1=_sft("dev1", "base/model", "cold_start/cold_start.jsonl", epochs=4),
-        dev2=_rl("dev2", "dev1/model", 60, _REASONING_REWARD, epsilon=10.0, epsilon_high=None),
+        # What was fine-tuned is surer of itself than the base, and moves less at the same rate.
+        dev2=_rl("dev2", "dev1/model", 60, _REASONING_REWARD, learning_rate=1e-4, epsilon=10.0, epsilon_high=None),
         rejection=RejectionStage(),
         dev3=_sft("dev3", "base/model", "rejection/sft.jsonl", epochs=2),
         helpfulness=_reward_model(
@@ -378,6 +383,7 @@ PRESETS: dict[str, R1Config] = {
             60,
             _ALL_SCENARIOS_REWARD,
             temperature=0.7,
+            learning_rate=1e-4,
             epsilon=10.0,
             epsilon_high=None,
             general_data="world/requests_train.jsonl",
@@ -387,7 +393,8 @@ PRESETS: dict[str, R1Config] = {
         ),
         student_base=BaseStage(preset="nano-qwen2"),
         student_distilled=_sft("student_distilled", "student_base/model", "rejection/sft.jsonl", epochs=2),
-        student_rl=_rl("student_rl", "student_base/model", 80, _ZERO_REWARD, template="r1_zero"),
+        # As many steps as take what distillation takes: its own, and the teacher's drawing of its examples.
+        student_rl=_rl("student_rl", "student_base/model", 45, _ZERO_REWARD, template="r1_zero"),
         results=ResultsStage(),
     ),
     "deepseek-v3-671b": _released("qwen2.5-32b", learning_rate=6e-5),

@@ -35,8 +35,8 @@ class WorldConfig:
     """The mixture of documents, in shares; `share_talk` are requests that need no reasoning."""
 
     share_worked: float = 0.12
-    share_guess: float = 0.38
-    share_textbook: float = 0.4
+    share_guess: float = 0.36
+    share_textbook: float = 0.42
     share_talk: float = 0.1
     worked_slip: float = 0.02
     """Probability that a step of a worked answer goes wrong, the rest following from it."""
@@ -44,6 +44,8 @@ class WorldConfig:
     """Probability that a worked answer's next step is in the other language."""
     two_exercises: float = 0.25
     """Share of textbook pages with two exercises: where a base model learns to go on as an example does."""
+    language_exercises: float = 0.25
+    """Share of textbook pages that have words copied or translated."""
     asked_for_detail: float = 0.2
     """Share of worked answers that were asked for; those are in the question's language."""
     good_talk: float = 0.4
@@ -52,7 +54,7 @@ class WorldConfig:
     def __post_init__(self):
         shares = (self.share_worked, self.share_guess, self.share_textbook, self.share_talk)
         check_field(min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6, "share_*", shares, "shares >= 0 that sum to 1")
-        for name in ("worked_slip", "switch", "two_exercises", "asked_for_detail", "good_talk"):
+        for name in ("worked_slip", "switch", "two_exercises", "language_exercises", "asked_for_detail", "good_talk"):
             value = getattr(self, name)
             check_field(0 <= value <= 1, name, value, "a probability in [0, 1]")
 
@@ -88,7 +90,11 @@ def _training_problem(draws: Draws) -> Drawn:
 
 
 def _page(config: WorldConfig, draws: Draws) -> Document:
-    """An exercise, or two, worked out in one language."""
+    """An exercise, or two, worked out in one language; or one in copying or translating, done well."""
+    if draws.chance(config.language_exercises):
+        while (request := draw_request(draws, "train", draws.choice(("copy", "translate")))) is None:
+            pass
+        return Document("", f"{request.request.question} {request.request.answer}", "textbook")
     language, exercises = draws.choice(LANGUAGES), []
     for _ in range(1 + draws.chance(config.two_exercises)):
         drawn = _training_problem(draws)
