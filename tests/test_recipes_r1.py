@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -82,6 +83,15 @@ def test_command_line():
     assert parse_r1(["--from", "dev2"])[1:] == (None, "dev2")
     rules = parse_r1(["--preset", "deepseek-v3-671b", "--world.rules", "math_accuracy=math"])[0].world.rules
     assert rules == {"math_accuracy": ("math",)}
+
+
+def test_the_experiment_is_the_command(monkeypatch):
+    ran = []
+    monkeypatch.setattr(r1, "run", lambda *args: ran.append(args))
+    monkeypatch.setattr(sys, "argv", ["r1.py", "--seed", "2", "--only", "zero"])
+    runpy.run_path(str(ROOT / "experiments" / "r1.py"), run_name="__main__")
+    ((config, only, start),) = ran
+    assert (config.seed, only, start) == (2, "zero", None)
 
 
 def test_mistakes_on_the_command_line(capsys, tmp_path):

@@ -1,0 +1,14 @@
+"""The whole R1 recipe (arXiv 2501.12948, figure 2 and table 3): `python experiments/r1.py --help` lists every setting.
+
+On a laptop this runs the miniature, stage by stage, in well under an hour on two CPU cores. It goes on where it was
+stopped, and ends by printing the path of report.html.
+"""
+
+from r1jax.errors import exit_on_error
+
+if __name__ == "__main__":
+    with exit_on_error():
+        from r1jax.recipes import r1
+        from r1jax.recipes.r1_config import parse_r1
+
+        r1.run(*parse_r1(prog="python experiments/r1.py"))
