@@ -191,6 +191,8 @@ def test_mistakes_are_named_before_anything_is_written(checkpoint, capsys, tmp_p
     assert 'needs a field "domain" in every row' in told("--data", str(tmp_path / "bad.jsonl"), "--skip-malformed")
     assert "general_prompts=8: must lie in 1..7" in told("--general-prompts", "8")
     assert "reward_models='nobody': is not among" in told("--reward-models", "nobody", "somewhere")
+    more = ("--reward.functions", "liked", "--reward.weights", "1", "--reward.domains", "--reward-models", "liked", ".")
+    assert "reward model" in told(*more)
     assert "max_prompt_length + grpo.max_completion_length=520" in told("--max-prompt-length", "512")
     assert not run_dir.exists()
 
@@ -206,7 +208,7 @@ def test_messages_are_asked_without_their_answers(checkpoint):
     config = RLConfig(checkpoint=checkpoint / "model", data="chats.jsonl", max_prompt_length=40)
     render = rl._renderer(config, checkpoint / "model")
     tokenizer = world_tokenizer(WorldConfig(), checkpoint / "assets" / "tokenizer.model", 384)
-    found, _ = rl._problems(config, str(checkpoint / "chats.jsonl"), tokenizer, render)
+    found, _ = rl._problems(config, str(checkpoint / "chats.jsonl"), None, tokenizer, render)
     assert [row["question"] for row in found] == ["3+3?", "4+4?"]
     user, assistant = "<｜User｜>", "<｜Assistant｜>"
     assert [render(row) for row in found] == [

@@ -144,8 +144,10 @@ def run(config: RLConfig) -> Path:
     problems, cards = {}, {}
     for name, source in sources.items():
         if source is not None:
-            problems[name], cards[name] = _problems(config, source, tokenizer, render)
+            split = config.split if name == "data" else None
+            problems[name], cards[name] = _problems(config, source, split, tokenizer, render)
     _check_domains(config, problems)
+    local = _reward_models(config, mesh)
 
     run_dir = open_run(config)  # from here on something is written
     with alone(run_dir):
@@ -181,7 +183,7 @@ def run(config: RLConfig) -> Path:
                 prompts,
                 held_out_batches(held_out, config.eval.problems, tokenizer, config.max_prompt_length, render),
                 scorer(config.reward, config.reward_models),
-                _reward_models(config, mesh),
+                local,
             )
         keep_model(run_dir / "model", nnx.merge(runtime.graph, state.params, state.buffers), shape, assets)
         console.print(f"model: {run_dir / 'model'}", soft_wrap=True, highlight=False)
@@ -245,7 +247,7 @@ def _renderer(config: RLConfig, assets: Path) -> Callable[[dict[str, Any]], str]
 
 
 def _problems(
-    config: RLConfig, source: str, tokenizer: Any, render: Callable[[dict[str, Any]], str]
+    config: RLConfig, source: str, split: str | None, tokenizer: Any, render: Callable[[dict[str, Any]], str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of a data set, each with its "question", and its card."""
     from r1jax.data.sources import iterate_all_rows, parse_rows
@@ -274,11 +276,11 @@ def _problems(
         return row
 
     counts = dict.fromkeys(("rows", "malformed"), 0)
-    rows = list(parse_rows(iterate_all_rows(source, config.split), parse, source, counts, config.skip_malformed))
+    rows = list(parse_rows(iterate_all_rows(source, split), parse, source, counts, config.skip_malformed))
     if not rows:
         raise DataError(f"{source}: none of its {counts['rows']} rows can be asked; give other data")
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
-    return rows, {"source": source, "split": config.split, **counts, "prompts": len(rows), "sha256": digest}
+    return rows, {"source": source, "split": split, **counts, "prompts": len(rows), "sha256": digest}
 
 
 def _check_domains(config: RLConfig, problems: dict[str, Sequence[dict[str, Any]]]) -> None:
