@@ -1,6 +1,6 @@
 """The whole R1 recipe (arXiv 2501.12948, figure 2 and table 3): `python experiments/r1.py --help` lists every setting.
 
-On a laptop this runs the miniature, stage by stage, in well under an hour on two CPU cores. It goes on where it was
+On a laptop this runs the miniature, stage by stage. It goes on where it was
 stopped, and ends by printing the path of report.html.
 """
 
