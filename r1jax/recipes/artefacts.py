@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from r1jax.files import file_hash
+
 _MODEL = "model.json"  # r1jax.checkpoints.model.DESCRIPTION; that module needs JAX, most artefacts do not
 
 
@@ -21,8 +23,7 @@ def sha256_of(path: Path) -> str:
       CheckpointError: a model's folder lacks a file of its weights.
     """
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_hash(path)
     names = sorted(os.path.relpath(os.path.join(root, n), path) for root, _, files in os.walk(path) for n in files)
     known = {}
     if _MODEL in names:

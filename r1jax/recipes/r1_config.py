@@ -393,7 +393,7 @@ PRESETS: dict[str, R1Config] = {
         ),
         student_base=BaseStage(preset="nano-qwen2"),
         student_distilled=_sft("student_distilled", "student_base/model", "rejection/sft.jsonl", epochs=2),
-        # As many steps as take what distillation takes: its own, and the teacher's drawing of its examples.
+        # Meant to take what distillation takes, its own and the drawing of its examples; not measured yet.
         student_rl=_rl("student_rl", "student_base/model", 45, _ZERO_REWARD, template="r1_zero"),
         results=ResultsStage(),
     ),

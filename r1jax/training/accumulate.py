@@ -22,6 +22,11 @@ def split_rows(a: Array, count: int, axis: int = 0) -> Array:
     return jnp.moveaxis(a.reshape(shape), axis + 1, 0)
 
 
+def in_parts(function: Callable[[Batch], tuple[PyTree, PyTree]], batch: Batch, count: int) -> tuple[PyTree, PyTree]:
+    """`accumulate` over `count` parts of a batch's rows; function(batch) itself where that is one."""
+    return function(batch) if count == 1 else accumulate(function, jax.tree.map(lambda a: split_rows(a, count), batch))
+
+
 def accumulate(function: Callable[[Batch], tuple[PyTree, PyTree]], parts: Batch) -> tuple[PyTree, PyTree]:
     """(sums, peaks) over the parts stacked in front of `parts`, of function(part) -> (sums, peaks), one at a time.
 

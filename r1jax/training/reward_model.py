@@ -15,7 +15,7 @@ from r1jax import sharding
 from r1jax.data.preferences import Kind
 from r1jax.losses.preference import bradley_terry_loss, pointwise_loss
 from r1jax.models.scalar import ScalarModel
-from r1jax.training.accumulate import accumulate, split_rows
+from r1jax.training.accumulate import in_parts
 from r1jax.training.state import TrainState
 
 
@@ -73,11 +73,7 @@ def make_reward_model_update(
             (_, sums), grads = jax.value_and_grad(part_loss, has_aux=True)(state.params, state.buffers, part, count)
             return (sums, sharding.pin(grads)), ()
 
-        if num_microbatches == 1:
-            (metrics, grads), _ = gradients(batch)
-        else:
-            parts = jax.tree.map(lambda a: split_rows(a, num_microbatches), batch)
-            (metrics, grads), _ = accumulate(gradients, parts)
+        (metrics, grads), _ = in_parts(gradients, batch, num_microbatches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         tokens = (batch.lengths.sum(axis=1) * batch.counted).sum()

@@ -17,7 +17,7 @@ from r1jax.configs.training import SupervisedLossConfig
 from r1jax.losses.logprobs import next_token_logprobs
 from r1jax.models.decoder import Decoder
 from r1jax.models.moe import RouterBias, balance_bias
-from r1jax.training.accumulate import accumulate, split_rows
+from r1jax.training.accumulate import in_parts
 from r1jax.training.state import TrainState
 
 
@@ -102,11 +102,7 @@ def make_supervised_update(
             (_, sums), grads = jax.value_and_grad(part_loss, has_aux=True)(state.params, state.buffers, part, counts)
             return (sums, sharding.pin(grads)), ()
 
-        if num_microbatches == 1:
-            (metrics, grads), _ = gradients(batch)
-        else:
-            parts = jax.tree.map(lambda a: split_rows(a, num_microbatches), batch)
-            (metrics, grads), _ = accumulate(gradients, parts)
+        (metrics, grads), _ = in_parts(gradients, batch, num_microbatches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         buffers, load = state.buffers, metrics.pop("load", None)

@@ -48,9 +48,9 @@ class Draws:
         return [left.pop(self.below(len(left))) for _ in range(count)]
 
 
-def rows(seed: int, stream: str, start: int, count: int, attempt: int = 0) -> Iterator[Draws]:
-    """`Draws` for rows start .. start+count-1 of a stream; row i depends on (seed, stream, i, attempt) alone."""
-    bits = random_bits(seed, stream, np.arange(start, start + count), 1, attempt)
+def rows(seed: int, stream: str, start: int, count: int) -> Iterator[Draws]:
+    """`Draws` for rows start .. start+count-1 of a stream; row i depends on (seed, stream, i) alone."""
+    bits = random_bits(seed, stream, np.arange(start, start + count), 1)
     return map(Draws, bits[:, 0].tolist())
 
 

@@ -293,10 +293,10 @@ class Drawn:
         return KINDS[self.kind].guess(self.asked, draws)
 
 
-def draw_problem(draws: Draws, split: Split | None, language: Language | None = None) -> Drawn | None:
-    """A problem of any kind, level and language (or of the one given); None where another split owns it."""
+def draw_problem(draws: Draws, split: Split | None) -> Drawn | None:
+    """A problem of any kind, level and language; None where another split owns it."""
     name, level = draws.choice(tuple(KINDS)), draws.choice(LEVELS)
-    language = language or draws.choice(LANGUAGES)
+    language = draws.choice(LANGUAGES)
     kind = KINDS[name]
     asked = kind.draw(draws, level)
     if split is not None and split_of(kind.key(asked)) != split:
