@@ -44,7 +44,7 @@ setup(
         "ml_dtypes>=0.5",
     ],
     extras_require={
-        "test": ["pytest>=9,<10", "hypothesis>=6.150,<7", "ruff>=0.17,<0.18"],
+        "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.150,<7", "ruff>=0.17,<0.18"],
         "tpu": ["jax[tpu]>=0.10,<0.11"],
         "cuda": ["jax[cuda13]>=0.10,<0.11"],
         "parity": ["torch>=2.7,<3", "transformers>=5.20,<6"],
