@@ -8,7 +8,7 @@ from r1jax.errors import exit_on_error
 
 if __name__ == "__main__":
     with exit_on_error():
-        from r1jax.recipes import r1
-        from r1jax.recipes.r1_config import parse_r1
+        from r1jax.recipes.r1 import chain
+        from r1jax.recipes.r1.config import parse_r1
 
-        r1.run(*parse_r1(prog="python experiments/r1.py"))
+        chain.run(*parse_r1(prog="python experiments/r1.py"))

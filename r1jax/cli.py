@@ -53,13 +53,13 @@ def recipe(args: Sequence[str]) -> None:
     if not args or args[0] not in names:
         given = f"no recipe {args[0]!r}" if args and not args[0].startswith("-") else "which recipe?"
         raise ConfigError(f"{given}: write r1jax recipe {' or '.join(names)}, with options after it")
-    from r1jax.recipes.r1_config import parse_r1
+    from r1jax.recipes.r1.config import parse_r1
 
     config, only, start = parse_r1(args[1:])
 
-    from r1jax.recipes import r1
+    from r1jax.recipes.r1 import chain
 
-    r1.run(config, only, start)
+    chain.run(config, only, start)
 
 
 def evaluate(args: Sequence[str]) -> None:

@@ -31,8 +31,10 @@ from r1jax.data.templates import R1_CHAT_TEMPLATE
 from r1jax.data.world import WorldConfig, reasoning_problems, world_tokenizer
 from r1jax.files import write_rows
 from r1jax.models.decoder import Decoder
-from r1jax.recipes import r1, r1_stages, reward_model, rl, sft
-from r1jax.recipes.r1_config import PRESETS, parse_r1
+from r1jax.recipes import reward_model, rl, sft
+from r1jax.recipes.r1 import chain
+from r1jax.recipes.r1 import stages as work
+from r1jax.recipes.r1.config import PRESETS, parse_r1
 from r1jax.rewards import think_format_reward
 from r1jax.rewards.world import world_accuracy
 from r1jax.sampling.completions import TextCompletion
@@ -52,7 +54,7 @@ MODELS = ["base", "zero", "dev1", "dev2", "dev3", "r1", "student_distilled", "st
 
 
 def test_the_chain_is_the_papers():
-    stages = {stage.name: stage for stage in r1.stages(PRESETS["nano"])}
+    stages = {stage.name: stage for stage in chain.stages(PRESETS["nano"])}
     assert list(stages) == CHAIN
     begins_with = {name: stage.inputs.get("checkpoint", "").partition("/")[0] for name, stage in stages.items()}
     assert begins_with == dict.fromkeys(CHAIN, "") | {
@@ -87,7 +89,7 @@ def test_command_line():
 
 def test_the_experiment_is_the_command(monkeypatch):
     ran = []
-    monkeypatch.setattr(r1, "run", lambda *args: ran.append(args))
+    monkeypatch.setattr(chain, "run", lambda *args: ran.append(args))
     monkeypatch.setattr(sys, "argv", ["r1.py", "--seed", "2", "--only", "zero"])
     runpy.run_path(str(ROOT / "experiments" / "r1.py"), run_name="__main__")
     ((config, only, start),) = ran
@@ -158,12 +160,12 @@ def trained(tmp_path_factory):
         write(run.folder / "model", run.inputs["assets"], run.seed)
         return {"loss": 1.0}
 
-    pretrain.original = r1_stages.pretrain_base
+    pretrain.original = work.pretrain_base
     with pytest.MonkeyPatch.context() as patch:
         for recipe in (sft, rl, reward_model):
             patch.setattr(recipe, "run", train)
-        patch.setattr(r1_stages, "pretrain_base", pretrain)
-        patch.setattr(r1_stages, "_sampler", lambda run, path, *args: Knowing(path.parent.name != "dev2"))
+        patch.setattr(work, "pretrain_base", pretrain)
+        patch.setattr(work, "_sampler", lambda run, path, *args: Knowing(path.parent.name != "dev2"))
         patch.setattr("r1jax.runtime.keep_host_memory", lambda: None)
         one = jax.devices()[:1]
         patch.setattr("r1jax.sharding.make_mesh", lambda shape, devices=one: make_mesh(shape, devices))
@@ -322,8 +324,8 @@ def test_data_and_models_of_ones_own(trained, tmp_path, capsys, monkeypatch):
     assets = tmp_path / "assets"
     world_tokenizer(WorldConfig(), assets / "tokenizer.model", 384)
     save_model(tmp_path / "released", Decoder(TINY, nnx.Rngs(params=1)), TINY, assets)
-    monkeypatch.setattr(r1_stages, "pretrain_base", r1_stages.pretrain_base.original)
-    monkeypatch.setattr(r1_stages, "_sampler", lambda run, path, *args: Solving())
+    monkeypatch.setattr(work, "pretrain_base", work.pretrain_base.original)
+    monkeypatch.setattr(work, "_sampler", lambda run, path, *args: Solving())
     command = [
         "recipe", "r1", "--preset", "deepseek-v3-671b", "--run-dir", tmp_path / "run", "--world.data", data,
         "--base.checkpoint", tmp_path / "released", "--student-base.checkpoint", tmp_path / "released",
@@ -383,8 +385,9 @@ def whole(run_dir):
         f"import sys; sys.path[:0] = [{str(ROOT / 'tests')!r}]\n"
         "import test_recipes_r1 as t, test_recipes_r1_zero as z\n"
         "from r1jax.configs.model import ModelConfig\n"
-        "t.presets.MODEL_PRESETS |= {'nano': ModelConfig(**z.TINY), 'nano-qwen2': t.TINY}\n"
-        "t.r1_stages._sampler = lambda run, path, *args: t.Knowing(path.parent.name != 'dev2')\n"
+        "from r1jax.configs.presets import MODEL_PRESETS\n"
+        "MODEL_PRESETS |= {'nano': ModelConfig(**z.TINY), 'nano-qwen2': t.TINY}\n"
+        "t.work._sampler = lambda run, path, *args: t.Knowing(path.parent.name != 'dev2')\n"
         f"t.main(['recipe', 'r1', '--run-dir', {str(run_dir)!r}, *t.WHOLE])"
     )
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}

@@ -18,7 +18,7 @@ from r1jax.evaluation.grading import Judge
 from r1jax.evaluation.metrics import estimate, majority_answer
 from r1jax.progress import stage
 from r1jax.recipes.curation import chain_of_thought
-from r1jax.recipes.r1_config import ResultsStage
+from r1jax.recipes.r1.config import ResultsStage
 from r1jax.rewards import RewardFunction, RewardPool
 from r1jax.rewards.language import language_share
 from r1jax.rewards.world import request_accuracy

@@ -19,8 +19,8 @@ from r1jax.files import read_json, write_json, write_rows
 from r1jax.recipes import cold_start, rejection
 from r1jax.recipes.collect import Rules
 from r1jax.recipes.pipeline import StageRun
-from r1jax.recipes.r1_config import BaseStage, ColdStartStage, RejectionStage, ResultsStage
-from r1jax.recipes.r1_scenarios import Scenario
+from r1jax.recipes.r1.config import BaseStage, ColdStartStage, RejectionStage, ResultsStage
+from r1jax.recipes.r1.scenarios import Scenario
 from r1jax.recipes.rl import RLConfig
 from r1jax.rewards import format_reward, think_format_reward
 from r1jax.sampling.completions import GeneratorSample, Sample
@@ -201,7 +201,7 @@ def measure(
     Models in `zero_layout` are asked with R1-Zero's prompt, the others with their chat template.
     """
     from r1jax import sharding
-    from r1jax.recipes.r1_results import MEANINGS, measure_model
+    from r1jax.recipes.r1.results import MEANINGS, measure_model
 
     problems, requests = read_rows(run.inputs["problems"]), read_rows(run.inputs["requests"])
     devices = sharding.make_mesh(vars(mesh))

@@ -33,7 +33,7 @@ class WorldStage:
     """The problems and requests that there are: the miniature's world, or data sets in a folder."""
 
     data: Path | None = None
-    """A folder with data sets in the place of the miniature's: see `r1jax.recipes.r1_scenarios.Given`. The settings
+    """A folder with data sets in the place of the miniature's: see `r1jax.recipes.r1.scenarios.Given`. The settings
     below, but for the next two, are the miniature's."""
     rules: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: dict(_RULES))
     """By reward function, the domains of the given problems in which it says what is correct."""

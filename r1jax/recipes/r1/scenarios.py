@@ -30,7 +30,7 @@ from r1jax.errors import ConfigError, DataError
 from r1jax.files import file_hash
 from r1jax.recipes import cold_start
 from r1jax.recipes.collect import Row
-from r1jax.recipes.r1_config import ColdStartStage, WorldStage
+from r1jax.recipes.r1.config import ColdStartStage, WorldStage
 from r1jax.sampling.completions import Sample
 
 DATA_SETS = tuple(

@@ -22,11 +22,11 @@ from rich.console import Console
 from r1jax.errors import ConfigError
 from r1jax.evaluation.pipeline_report import MODELS
 from r1jax.files import file_hash, read_json, write_json
-from r1jax.recipes import r1_stages
 from r1jax.recipes.artefacts import sha256_of
 from r1jax.recipes.pipeline import Pipeline, Stage, StageRun
-from r1jax.recipes.r1_config import R1Config
-from r1jax.recipes.r1_scenarios import EXAMPLES, Scenario, scenario
+from r1jax.recipes.r1 import stages as work
+from r1jax.recipes.r1.config import R1Config
+from r1jax.recipes.r1.scenarios import EXAMPLES, Scenario, scenario
 from r1jax.recipes.stage import DONE
 from r1jax.training.metrics import MetricsLog
 
@@ -94,7 +94,7 @@ def stages(config: R1Config, about: Scenario | None = None) -> list[Stage]:
         if settings.checkpoint is not None:
             given = _outside(config, f"{name}.checkpoint", settings.checkpoint)
             identity, inputs = {"checkpoint": given, "dtype": settings.dtype}, {}
-        run = functools.partial(r1_stages.pretrain_base, mesh, settings)
+        run = functools.partial(work.pretrain_base, mesh, settings)
         return Stage(name, title, inputs, ("model",), identity, run)
 
     def training(name: str, title: str) -> Stage:
@@ -102,7 +102,7 @@ def stages(config: R1Config, about: Scenario | None = None) -> list[Stage]:
         settings = getattr(config, name)
         identity = {field: value for field, value in dataclasses.asdict(settings).items() if field not in _OURS}
         inputs = {field: str(value) for field, value in _paths(settings).items()}
-        return Stage(name, title, inputs, ("model",), identity, functools.partial(r1_stages.train, mesh, settings))
+        return Stage(name, title, inputs, ("model",), identity, functools.partial(work.train, mesh, settings))
 
     def stage(
         name: str,
@@ -117,26 +117,26 @@ def stages(config: R1Config, about: Scenario | None = None) -> list[Stage]:
         return Stage(name, title, inputs, outputs, identity, work)
 
     return [
-        stage("world", "Problems, requests, tokenizer", {}, about.outputs, about.identity(), r1_stages.world),
+        stage("world", "Problems, requests, tokenizer", {}, about.outputs, about.identity(), work.world),
         base("base", "Base model"),
         training("zero", "R1-Zero: RL from rules alone"),
         training("zero_language", "The same with the language reward: what it mends, and what that costs"),
         stage(
             "candidates", "Long chains of thought, collected in four ways",
             {"base": "base/model", "zero": "zero/model"} | problems | shown, ("candidates.jsonl",), drawn,
-            r1_stages.draw_candidates, mesh, cold,
+            work.draw_candidates, mesh, cold,
         ),
         stage(
             "cold_start", "Cold-start data: the correct and readable ones, with a person's edits",
             {"candidates": "candidates/candidates.jsonl"}, ("cold_start.jsonl",), judged | rules,
-            r1_stages.choose_cold_start, cold,
+            work.choose_cold_start, cold,
         ),
         training("dev1", "Dev1: cold-start SFT of the base"),
         training("dev2", "Dev2: reasoning RL with the language reward"),
         stage(
             "rejection", "Rejection sampling, and other data",
             {"policy": "dev2/model", "requests": "world/requests_train.jsonl"} | problems, ("sft.jsonl",), rejection,
-            r1_stages.reject, mesh, rejected,
+            work.reject, mesh, rejected,
         ),
         training("dev3", "Dev3: SFT of the base on both"),
         training("helpfulness", "Reward model: helpfulness, from pairs"),
@@ -150,7 +150,7 @@ def stages(config: R1Config, about: Scenario | None = None) -> list[Stage]:
             {name: f"{name}/model" for name in MODELS}
             | {"problems": "world/problems_test.jsonl", "requests": "world/requests_test.jsonl"},
             ("scores.json",), dataclasses.asdict(config.results) | rules,
-            r1_stages.measure, mesh, config.results, ZERO_LAYOUT,
+            work.measure, mesh, config.results, ZERO_LAYOUT,
         ),
     ]  # fmt: skip
 
