@@ -282,3 +282,9 @@ def test_other_formats_may_be_edited_where_none_is_asked_for(tmp_path):
     path = edits_file(tmp_path, [{"id": "good", "edit": {"completion": "2"}}])
     rows, _ = merge_edits(ROWS, [None] * 5, path, check_format=False)
     assert [row["completion"] for row in rows] == ["2", *(row["completion"] for row in ROWS[1:])]
+
+
+def test_a_mistake_in_the_edits_does_not_wait_for_the_judging(tmp_path):
+    with pytest.raises(DataError, match="no candidate's"):
+        make(tmp_path, edits=[{"id": "nobody", "drop": True}])
+    assert not list(tmp_path.glob("*.judged.jsonl"))

@@ -276,6 +276,9 @@ def cold_start_data(
     (repeated, times), *_ = Counter(row["id"] for row in rows).most_common(1) or [("", 0)]
     if times > 1:
         raise DataError(f"id={repeated!r}: {times} candidates have it; collect each way once, over all problems")
+    check_format = curation.format == "think"
+    if edits is not None:  # a mistake in them must not wait for the judging
+        merge_edits(rows, [None] * len(rows), edits, check_format)
     judged, shown = (path.with_name(f"{path.stem}.{name}.jsonl") for name in ("judged", "candidates"))
     verdicts = judge(rows, rules, judged, verify=verify, workers=workers, timeout=timeout, console=console)
     reasons = sift(rows, verdicts, curation)
@@ -283,7 +286,7 @@ def cold_start_data(
     counts, sources = counted(rows, reasons, by="way"), dict(sources or {})
     kept = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     if edits is not None:
-        kept, edited = merge_edits(rows, reasons, edits, check_format=curation.format == "think")
+        kept, edited = merge_edits(rows, reasons, edits, check_format)
         counts, sources = counts | {"edits": edited}, sources | {edits.name: file_hash(edits)}
     return write_data_set(
         path,
