@@ -50,6 +50,9 @@ def rl(args: Sequence[str]) -> None:
 def recipe(args: Sequence[str]) -> None:
     """Run a whole recipe, stage by stage: r1."""
     names = ("r1",)
+    if list(args) in (["-h"], ["--help"]):
+        print(f"usage: r1jax recipe {' | '.join(names)} [options]\n\nr1jax recipe r1 --help lists the options.")
+        return
     if not args or args[0] not in names:
         given = f"no recipe {args[0]!r}" if args and not args[0].startswith("-") else "which recipe?"
         raise ConfigError(f"{given}: write r1jax recipe {' or '.join(names)}, with options after it")
@@ -81,11 +84,11 @@ def score(args: Sequence[str]) -> None:
 
 
 def report(args: Sequence[str]) -> None:
-    """Write report.html into a folder: of a run, of a recipe, of an evaluation, or of several."""
+    """Write report.html into a folder: of a run, of a recipe, of an evaluation, or with several evaluations in it."""
     import tyro
 
     def options(run_dir: Path) -> Path:
-        """Write report.html into a folder: of a run, of a recipe, of an evaluation, or of several.
+        """Write report.html into a folder: of a run, of a recipe, of an evaluation, or with several evaluations in it.
 
         Args:
             run_dir: the folder; may also be given without the option's name.

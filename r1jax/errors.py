@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 
@@ -42,6 +43,9 @@ def exit_on_error() -> Iterator[None]:
         yield
     except R1JaxError as error:
         message = str(error)
+    except BrokenPipeError:  # whoever read the output, as `| head` does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything left to be flushed at exit
+        raise SystemExit(141) from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

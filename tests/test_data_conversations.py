@@ -12,6 +12,7 @@ from r1jax.data import ChatTemplate, load_tokenizer
 from r1jax.data.conversations import Encoder, Example, encode_rows
 from r1jax.data.iterators import SFTBatches
 from r1jax.data.sources import iterate_all_rows
+from r1jax.data.templates import R1_CHAT_TEMPLATE, R1_ZERO_CHAT_TEMPLATE
 from r1jax.errors import ConfigError, DataError
 
 CHAT = [
@@ -172,3 +173,15 @@ def test_batches_know_their_number():
         batches[2]
     with pytest.raises(ConfigError, match="length=2: the longest example has 3 tokens"):
         SFTBatches(examples, 2, 2, 1, 0)
+
+
+def test_a_template_that_drops_what_was_said_before_is_refused(deepseek):
+    """R1-Zero's shows one question: of a conversation its last turn would be learned as if nothing had been said."""
+    encoder = Encoder(deepseek, ChatTemplate(R1_ZERO_CHAT_TEMPLATE))
+    one = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    assert len(encoder({"messages": one})) == 1
+    for more in (one * 2, [{"role": "system", "content": "Be brief."}, *one]):
+        with pytest.raises(DataError, match="shows nothing of what was said before message"):
+            encoder({"messages": more})
+    repeated = [one[0], one[1], one[0], one[1]]  # the same question again is shown with what came before
+    assert len(Encoder(deepseek, ChatTemplate(R1_CHAT_TEMPLATE))({"messages": repeated})) == 2

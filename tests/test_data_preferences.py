@@ -74,7 +74,7 @@ def test_the_summary_alone_or_the_whole_response(make, tokenizer):
     label = {"prompt": "Q:", "completion": "<think>so</think>A", "label": True}
     (safe,) = make("pointwise")(label)
     assert len(safe.sequences) == 1 and safe.target == 1.0 and "so" in texts(tokenizer, safe)[0]
-    for value, target in ((0, 0.0), (1, 1.0), (False, 0.0)):
+    for value, target in ((0, 0.0), (1, 1.0), (False, 0.0), ("False", 0.0), ("1", 1.0), (" true", 1.0)):
         assert make("pointwise")(label | {"label": value})[0].target == target
 
 

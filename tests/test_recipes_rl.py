@@ -1,5 +1,6 @@
 """`r1jax rl`: any model, one's own prompts, rewards by domain and by reward models; stopped, it ends the same."""
 
+import dataclasses
 import json
 import shutil
 from typing import Any, ClassVar
@@ -16,11 +17,12 @@ from r1jax.configs.model import ModelConfig
 from r1jax.data.iterators import MixedPrompts, PromptBatches
 from r1jax.data.templates import R1_CHAT_TEMPLATE
 from r1jax.data.world import WorldConfig, general_requests, reasoning_problems, world_tokenizer
+from r1jax.errors import ConfigError
 from r1jax.files import write_rows
 from r1jax.models.decoder import Decoder
 from r1jax.recipes import rl
 from r1jax.recipes.rl import RLConfig, scorer
-from r1jax.rewards import format_reward, think_format_reward
+from r1jax.rewards import think_format_reward
 from r1jax.sharding import make_mesh
 from r1jax.training import programs
 
@@ -161,7 +163,7 @@ def test_evaluation_is_judged_by_the_first_function():
     reward = RLConfig(checkpoint="x", data="y").reward
     assert scorer(reward).well_formed is think_format_reward
     judged = scorer(type(reward)(functions=("world_accuracy",)))
-    assert judged.well_formed is format_reward and judged.answer("<answer>07</answer>") == "7"
+    assert judged.well_formed is None and judged.answer("<answer>07</answer>") == "7"
     texts = ["<answer>7</answer>", "```python\ndef f(): return 2\n```", "<think>x</think>7"]
     columns = {
         "answer": ["7", None, "7"],
@@ -174,6 +176,15 @@ def test_evaluation_is_judged_by_the_first_function():
         domains={"world_accuracy": ("math",), "code_accuracy": ("code",), "helpful": ("other",)},
     )
     assert scorer(by_domain, ["helpful"]).correct([""] * 3, texts, **columns) == [1.0, 1.0, 1.0]
+    # Neither a reward model nor a layout judges, wherever it stands.
+    last = type(reward)(functions=("helpful", "think_format", "world_accuracy"))
+    judged = scorer(last, ["helpful"])
+    assert judged.well_formed is think_format_reward
+    assert judged.correct([""] * 3, texts, **columns) == scorer(
+        type(reward)(functions=("world_accuracy",))
+    ).correct([""] * 3, texts, **columns)  # fmt: skip
+    with pytest.raises(ConfigError, match="none of them says what is right"):
+        scorer(type(reward)(functions=("think_format", "helpful")), ["helpful"])
 
 
 def test_mistakes_are_named_before_anything_is_written(checkpoint, capsys, tmp_path):
@@ -184,17 +195,30 @@ def test_mistakes_are_named_before_anything_is_written(checkpoint, capsys, tmp_p
     def told(*more):
         return refused(capsys, *arguments(checkpoint, run_dir, *more))
 
-    assert 'bad.jsonl:2: its fields are text: give "messages", "question" or "prompt"' in told(
-        "--data", str(tmp_path / "bad.jsonl")
-    )
+    assert "bad.jsonl:2: its fields are text='2+2': give a \"question\"" in told("--data", str(tmp_path / "bad.jsonl"))
+    assert "bad.jsonl:2: its fields are text" in told("--data", str(tmp_path / "bad.jsonl"), "--template", "r1_zero")
+    write_rows(tmp_path / "chat.jsonl", [{"prompt": [{"role": "user", "content": "2+2?"}], "answer": "4"}])
+    chat = ("--data", str(tmp_path / "chat.jsonl"), "--template", "r1_zero")
+    assert "chat.jsonl:1: it has messages, which template='r1_zero' cannot render" in told(*chat)
+    write_rows(tmp_path / "bare.jsonl", [{"question": "2+2?", "domain": "reasoning"}])
+    bare = ("--data", str(tmp_path / "bare.jsonl"), "--general-data", str(tmp_path / "bare.jsonl"))
+    assert "no row has a field 'answer', which reward function 'letters' needs" in told(*bare)
     assert "tokens: raise max_prompt_length=40" in told("--data", str(tmp_path / "long.jsonl"))
     assert 'needs a field "domain" in every row' in told("--data", str(tmp_path / "bad.jsonl"), "--skip-malformed")
-    assert "general_prompts=8: must lie in 1..7" in told("--general-prompts", "8")
+    assert "general_prompts=8: must lie in 1..7 (grpo.num_prompts - 1)" in told("--general-prompts", "8")
     assert "reward_models='nobody': is not among" in told("--reward-models", "nobody", "somewhere")
-    more = ("--reward.functions", "liked", "--reward.weights", "1", "--reward.domains", "--reward-models", "liked", ".")
+    same = ("--reward.functions", "format", "rl_rewards:watched", "--reward.domains", "--reward-models", "format", ".")
+    assert "reward_models='format': a reward function of r1jax is called so" in told(*same)
+    more = ("--reward.functions", "rl_rewards:watched", "liked", "--reward.domains", "--reward-models", "liked", ".")
     assert "reward model" in told(*more)
     assert "max_prompt_length + grpo.max_completion_length=520" in told("--max-prompt-length", "512")
     assert not run_dir.exists()
+
+
+def test_weights_not_given_are_one_each():
+    config = RLConfig(checkpoint="x", data="y")
+    for functions in (("math_accuracy",), ("math_accuracy", "format", "code_accuracy")):
+        assert dataclasses.replace(config.reward, functions=functions).all_weights == (1.0,) * len(functions)
 
 
 def test_messages_are_asked_without_their_answers(checkpoint):
@@ -203,16 +227,18 @@ def test_messages_are_asked_without_their_answers(checkpoint):
     rows = [
         {"messages": [{"role": role, "content": text} for role, text in turns], "answer": "6"},
         {"messages": [{"role": role, "content": text} for role, text in turns], "question": "4+4?", "answer": "8"},
+        {"prompt": [{"role": "user", "content": "5+5?"}], "answer": "10"},  # as TRL's data sets have it
     ]
     write_rows(checkpoint / "chats.jsonl", rows)
     config = RLConfig(checkpoint=checkpoint / "model", data="chats.jsonl", max_prompt_length=40)
     render = rl._renderer(config, checkpoint / "model")
     tokenizer = world_tokenizer(WorldConfig(), checkpoint / "assets" / "tokenizer.model", 384)
     found, _ = rl._problems(config, str(checkpoint / "chats.jsonl"), None, tokenizer, render)
-    assert [row["question"] for row in found] == ["3+3?", "4+4?"]
+    assert [row["question"] for row in found] == ["3+3?", "4+4?", "5+5?"]
+    assert all(row.keys() == found[0].keys() for row in found)
     user, assistant = "<｜User｜>", "<｜Assistant｜>"
     assert [render(row) for row in found] == [
-        f"{user}2+2?{assistant}4{user}3+3?{assistant}", f"{user}4+4?{assistant}"
+        f"{user}2+2?{assistant}4{user}3+3?{assistant}", f"{user}4+4?{assistant}", f"{user}5+5?{assistant}"
     ]  # fmt: skip
 
 

@@ -240,6 +240,14 @@ def test_functions_of_this_process_take_part_beside_the_workers():
         assert len(calls) == 1  # what is known is not asked again
 
 
+def one_for_all(prompts, completions, **columns):
+    return 0.5
+
+
+def wants_more(prompts, completions, answer, **columns):
+    return [0.0] * len(completions)
+
+
 def test_workers_grade_while_a_local_function_runs():
     def slow(prompts, completions, **columns):
         time.sleep(1.0)
@@ -263,6 +271,11 @@ def test_a_pool_of_local_functions_has_no_workers():
         (too_few, "'too_few' returned 2 scores for 3"),
         (not_finite, "'not_finite' returned nan"),
         (by_name, "ValueError"),
+        (one_for_all, "'one_for_all' returned 0.5: return a list, with a score or None for each completion"),
+        (
+            wants_more,
+            r"'wants_more' raised TypeError: wants_more\(\) missing .* 'answer': mend it",
+        ),  # and no line of ours
     ],
 )
 def test_local_functions_are_held_to_the_same(function, problem):

@@ -93,6 +93,11 @@ class Encoder:
             if not isinstance(content, str):
                 raise DataError(f"message {i}'s content is {str(content)[:40]!r}: it must be text")
             prompt = self._template.render(messages[:i], think=self._think)
+            if i > 1 and prompt == self._template.render(messages[i - 1 : i], think=self._think):
+                raise DataError(
+                    f"its chat template shows nothing of what was said before message {i - 1}: give conversations of "
+                    "one question and one answer, or a chat template that shows all of it"
+                )
             if prompt.rstrip().endswith(THINK_OPEN):
                 content = content.lstrip().removeprefix(THINK_OPEN).lstrip("\n")
             yield prompt, content

@@ -41,7 +41,7 @@ def pack(
     lengths = [len(document) for document in documents]
     for i, n in enumerate(lengths):
         if not 0 < n <= length:
-            raise DataError(f"document {i} has {n} tokens: a packed row takes 1 to {length}")
+            raise DataError(f"document {i} has {n} tokens: a packed row takes 1 to {length}; raise its length")
         if loss_masks is not None and len(loss_masks[i]) != n:
             raise DataError(f"document {i} has {n} tokens but a loss mask of {len(loss_masks[i])}: they must agree")
     placed = first_fit(lengths, length, rows)

@@ -37,7 +37,7 @@ class PreferenceEncoder:
     A row of pairs is in TRL's preference format: "prompt", "chosen" and "rejected" as texts; the same as lists of
     messages; or "chosen" and "rejected" alone as whole conversations, which share all but their last message. It may
     have a "margin" (`r1jax.losses.preference`). A pointwise row has "prompt", "completion" (texts or lists of messages)
-    and "label": true or 1 for a safe response, false or 0.
+    and "label": true or 1 for a safe response, false or 0 (as texts too).
 
     Args:
       encoder: of conversations: it renders messages, and encodes prompt and response apart. With turns="last".
@@ -60,6 +60,8 @@ class PreferenceEncoder:
         if not {"prompt", "completion", "label"} <= row.keys():
             raise _other_form(row, '"prompt", "completion" and "label"')
         label = row["label"]
+        if isinstance(label, str):  # as a csv file has it
+            label = {"true": 1, "1": 1, "false": 0, "0": 0}.get(label.strip().lower(), label)
         if not isinstance(label, bool | int) or label not in (0, 1):
             raise DataError(f"its label is {label!r}: give true or 1 for a safe response, false or 0 for an unsafe one")
         return [PreferenceExample((self._sequence(row),), float(label))]

@@ -18,11 +18,11 @@ from r1jax.sampling.text import decode_completions
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """How completions are judged: a correctness reward, the answer that a vote counts, and the format reward."""
+    """How completions are judged: a correctness reward, the answer that a vote counts, the layout's reward if any."""
 
     correct: Callable[..., list[float | None]]
     answer: Callable[[str], str | None]
-    well_formed: Callable[..., list[float | None]]
+    well_formed: Callable[..., list[float | None]] | None
 
 
 def evaluate(
@@ -40,7 +40,6 @@ def evaluate(
     repeated = [prompt for prompt in prompts for _ in range(k)]
     scores = scorer.correct(repeated, flat, **per_sample)
     answers = [[scorer.answer(text) for text in group] for group in texts]
-    formatted = scorer.well_formed(repeated, flat, **per_sample)
     reasons = np.where(rollout.truncated, "length", "stop")
     samples = [
         Samples(Problem(str(i), prompt, {}), texts[i], rollout.lengths[i].tolist(), reasons[i].tolist())
@@ -53,7 +52,9 @@ def evaluate(
     measured = measure(samples, grades)[0] | measure_texts(samples)
     names = ("pass@1", f"cons@{k}", "mean_length", "truncated", "unscored")
     metrics = {f"eval/{name}": measured[name]["value"] for name in names}
-    metrics["eval/format"] = float(np.mean([score or 0.0 for score in formatted]))
+    if scorer.well_formed is not None:
+        formatted = scorer.well_formed(repeated, flat, **per_sample)
+        metrics["eval/format"] = float(np.mean([score or 0.0 for score in formatted]))
     correct = np.array([is_right(score) for score in scores], np.float64).reshape(-1, k)
     if "level" in columns:
         levels = np.asarray(columns["level"])

@@ -27,11 +27,12 @@ class RLConfig:
     checkpoint: Path
     """A published checkpoint, a converted one, or the folder of a run."""
     data: str
-    """A file or folder, "tfds:NAME" or "hf:OWNER/NAME". Rows have "messages", "question" or "prompt"; reward functions
-    get their other fields by name."""
+    """A file or folder, "tfds:NAME" or "hf:OWNER/NAME". Rows have a "question", "messages" or a "prompt" (text, or
+    messages); reward functions get their other fields by name."""
     split: str | None = None
     eval_data: str | None = None
-    """Rows of the same form to evaluate on."""
+    """Rows of the same form to evaluate on: right (pass@1, cons@k) is what scores 1 by the first reward function that
+    is for a row's domain, layouts (format, think_format) and reward models left out."""
     general_data: str | None = None
     """Further prompts, which join in at step `general_from`."""
     general_from: int = 0
@@ -60,7 +61,7 @@ class RLConfig:
     grpo: GRPOConfig = dataclasses.field(default_factory=lambda: GRPOConfig(max_completion_length=1024))
     optimizer: OptimizerConfig = dataclasses.field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
     reward: RewardConfig = dataclasses.field(
-        default_factory=lambda: RewardConfig(functions=("math_accuracy", "think_format"), weights=(1.0, 1.0))
+        default_factory=lambda: RewardConfig(functions=("math_accuracy", "think_format"))
     )
     reward_models: dict[str, Path] = dataclasses.field(default_factory=dict)
     """Reward models by the names that reward.functions calls them by: folders of `r1jax reward-model`. They count with
@@ -79,7 +80,7 @@ class RLConfig:
             1 <= self.general_prompts <= most if mixed else self.general_prompts == 0,
             "general_prompts",
             self.general_prompts,
-            f"must lie in 1..{most} with general_data, and be 0 without",
+            f"must lie in 1..{most} (grpo.num_prompts - 1) with general_data, and be 0 without",
         )
         for name in self.reward_models:
             c(
@@ -128,7 +129,8 @@ def run(config: RLConfig) -> Path:
     console = Console()
     mesh = sharding.make_mesh(vars(config.mesh))
     check_rl_layout(config, mesh)
-    reward_functions(config.reward, dict.fromkeys(config.reward_models))
+    functions = reward_functions(config.reward, dict.fromkeys(config.reward_models))
+    judge = None if config.eval_data is None else scorer(config.reward, config.reward_models)
     _, shape, assets = describe(config.checkpoint)
     longest, positions = config.max_prompt_length + config.grpo.max_completion_length, shape.max_position_embeddings
     check_field(
@@ -147,11 +149,18 @@ def run(config: RLConfig) -> Path:
             split = config.split if name == "data" else None
             problems[name], cards[name] = _problems(config, source, split, tokenizer, render)
     _check_domains(config, problems)
+    _check_columns(config, functions, problems)
     local = _reward_models(config, mesh)
 
     run_dir = open_run(config)  # from here on something is written
     with alone(run_dir):
         check_same_data(run_dir / "data.json", cards)
+        for card in cards.values():
+            if card["malformed"]:
+                told = (
+                    f"{card['source']}: {card['malformed']} of {card['rows']} rows are malformed or too long, left out"
+                )
+                console.print(told, highlight=False, soft_wrap=True)
         if (run_dir / "model" / DESCRIPTION).exists():
             console.print("this run is complete: its model is there", highlight=False)
             return run_dir / "model"
@@ -182,7 +191,7 @@ def run(config: RLConfig) -> Path:
                 begin(config.checkpoint, runtime) if done is None else None,
                 prompts,
                 held_out_batches(held_out, config.eval.problems, tokenizer, config.max_prompt_length, render),
-                scorer(config.reward, config.reward_models),
+                judge,
                 local,
             )
         keep_model(run_dir / "model", nnx.merge(runtime.graph, state.params, state.buffers), shape, assets)
@@ -192,25 +201,30 @@ def run(config: RLConfig) -> Path:
 
 
 def scorer(config: RewardConfig, models: Collection[str] = ()) -> Any:
-    """How evaluation judges: a row by the first reward function that is for its domain, and by the format's.
+    """How evaluation judges: a row by the first reward function that is for its domain, and by the layout's if one is.
 
-    `models` are names of reward models: they do not judge.
+    `models` are names of reward models: they do not judge, nor do layouts. Raises `ConfigError` where nothing is left.
     """
     from r1jax.evaluation.evaluate import Scorer
     from r1jax.evaluation.grading import Judge
-    from r1jax.rewards import format_reward, get_reward
+    from r1jax.rewards import get_reward
 
     formats = [name for name in config.functions if name in ("format", "think_format")]
-    judge = Judge.of_reward(config.functions[0])
+    judging = [name for name in config.functions if name not in (*formats, *models)]
+    check_field(
+        bool(judging),
+        "reward.functions",
+        config.functions,
+        "none of them says what is right, as eval_data needs; add one (with weight 0 it is only watched)",
+    )
+    judge = Judge.of_reward(judging[0])
     by_domain: dict[str, Any] = {}
-    for name in config.functions:
-        for domain in () if name in (*formats, *models) else config.domains.get(name, ()):
+    for name in judging:
+        for domain in config.domains.get(name, ()):
             by_domain.setdefault(domain, name)
 
     def correct(prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-        names = [
-            by_domain.get(domain, config.functions[0]) for domain in columns.get("domain") or [None] * len(prompts)
-        ]
+        names = [by_domain.get(domain, judging[0]) for domain in columns.get("domain") or [None] * len(prompts)]
         scores: list[float | None] = [None] * len(prompts)
         for name in dict.fromkeys(names):
             rows = [i for i, chosen in enumerate(names) if chosen == name]
@@ -220,7 +234,7 @@ def scorer(config: RewardConfig, models: Collection[str] = ()) -> Any:
                 scores[i] = score
         return scores
 
-    well_formed = get_reward(formats[0]) if formats else format_reward
+    well_formed = get_reward(formats[0]) if formats else None
     return Scorer(correct, judge.answer or (lambda completion: None), well_formed)
 
 
@@ -256,9 +270,13 @@ def _problems(
     def parse(row: Any) -> dict[str, Any]:
         row = dict(row)
         messages = row.pop("messages", None)
+        if isinstance(row.get("prompt"), list):  # TRL's conversational prompts
+            messages = row.pop("prompt")
         if isinstance(row.get("question"), str):
             pass
-        elif isinstance(messages, list) and config.template == "chat":
+        elif isinstance(messages, list):
+            if config.template != "chat":
+                raise DataError(f'it has messages, which template={config.template!r} cannot render: give a "question"')
             while messages and _role(messages[-1]) == "assistant":  # what is to be sampled
                 messages = messages[:-1]
             if not messages or not isinstance(messages[-1].get("content"), str):
@@ -267,7 +285,8 @@ def _problems(
         elif isinstance(row.get("prompt"), str):
             row["question"] = row.pop("prompt")
         else:
-            raise DataError(f'its fields are {", ".join(row) or "none"}: give "messages", "question" or "prompt"')
+            has = ", ".join(f"{name}={str(value)[:20]!r}" for name, value in row.items()) or "none"
+            raise DataError(f'its fields are {has}: give a "question" or a "prompt" (text), or "messages"')
         row.pop("prompt", None)  # the names under which reward functions get what was sampled
         row.pop("completions", None)
         length = len(from_bos(tokenizer.encode(render(row)), tokenizer))
@@ -280,6 +299,8 @@ def _problems(
     if not rows:
         raise DataError(f"{source}: none of its {counts['rows']} rows can be asked; give other data")
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+    fields = dict.fromkeys(field for row in rows for field in row)
+    rows = [{field: row.get(field) for field in fields} for row in rows]  # reward functions get every column each time
     return rows, {"source": source, "split": split, **counts, "prompts": len(rows), "sha256": digest}
 
 
@@ -289,11 +310,30 @@ def _check_domains(config: RLConfig, problems: dict[str, Sequence[dict[str, Any]
             raise DataError(f'{name}: reward.domains={config.reward.domains} needs a field "domain" in every row')
 
 
+def _check_columns(config: RLConfig, functions: dict[str, Any], problems: dict[str, Sequence[dict[str, Any]]]) -> None:
+    """Raises `DataError` where a reward function needs a field that no row has."""
+    from r1jax.rewards.parameters import needed_columns
+
+    fields = {field for name in ("data", "general_data") for row in problems.get(name, ()) for field in row}
+    for function in functions.values():
+        lacking = sorted(needed_columns(function) - fields) if function is not None else ()
+        if lacking:
+            raise DataError(
+                f"data={config.data!r}: no row has a field {lacking[0]!r}, which reward function "
+                f"{getattr(function, '__name__', str(function))!r} needs; add it, or take another function"
+            )
+
+
 def _reward_models(config: RLConfig, mesh: Any) -> dict[str, Any]:
     if not config.reward_models:
         return {}
+    from r1jax.rewards.registry import REWARDS
     from r1jax.rewards.reward_model import RewardModelReward
 
+    for name in config.reward_models:
+        check_field(
+            name not in REWARDS, "reward_models", name, "a reward function of r1jax is called so; use another name"
+        )
     return {
         name: RewardModelReward(path, mesh=mesh, probability=True, empty=0.0, name=name)
         for name, path in config.reward_models.items()

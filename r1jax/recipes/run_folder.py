@@ -71,7 +71,7 @@ def check_unchanged(config: RunConfig, earlier: dict[str, Any], but: Collection[
     for name, value, before in differences(now, then):
         raise ConfigError(
             f"{name}={value!r}: the run in {config.run_dir} began with {name}={before!r}; "
-            f"use that value, or another --run-dir"
+            f"use that value, or another --run-dir (or remove that folder, if nothing in it is wanted)"
         )
 
 

@@ -52,6 +52,11 @@ def _arguments(function: RewardFunction) -> list[inspect.Parameter]:
     return [a for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
 
 
+def needed_columns(function: RewardFunction) -> set[str]:
+    """The columns without which a function cannot be called."""
+    return {a.name for a in _arguments(function) if a.default is a.empty and a.name not in _GIVEN}
+
+
 def takes_token_ids(function: RewardFunction) -> bool:
     """Whether a function names the argument `completion_ids`: only then are token ids sent to it."""
     return any(a.name == "completion_ids" for a in _arguments(function))

@@ -8,7 +8,7 @@ import resource
 import select
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -80,11 +80,15 @@ def evaluate(name: str, function: Callable, keywords: dict[str, Any]) -> tuple[l
         if "completion_ids" in keywords:  # they travel as arrays, and are lists for functions written for TRL
             ids = [row.tolist() if hasattr(row, "tolist") else row for row in keywords["completion_ids"]]
             keywords = keywords | {"completion_ids": ids}
-        scores = [score.item() if hasattr(score, "item") else score for score in function(**keywords)]
+        scores = function(**keywords)
+        if isinstance(scores, Iterable):
+            scores = [score.item() if hasattr(score, "item") else score for score in scores]
     except KeyboardInterrupt:  # only where it is a person's: workers ignore the signal
         raise
     except BaseException as error:  # a reward function that calls sys.exit has failed as well
         return None, f"{label} raised {_brief(error)}: mend it, or let it return None for what it cannot score"
+    if not isinstance(scores, list):
+        return None, f"{label} returned {scores!r:.80}: return a list, with a score or None for each completion"
     expected = len(keywords["completions"])
     if len(scores) != expected:
         return None, f"{label} returned {len(scores)} scores for {expected} completions: return one for each"
@@ -98,6 +102,6 @@ def evaluate(name: str, function: Callable, keywords: dict[str, Any]) -> tuple[l
 
 
 def _brief(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

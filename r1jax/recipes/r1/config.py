@@ -392,7 +392,7 @@ PRESETS: dict[str, R1Config] = {
         student_base=BaseStage(preset="nano-qwen2"),
         student_distilled=_sft("student_distilled", "student_base/model", "rejection/sft.jsonl", epochs=2),
         # As much arithmetic as distillation takes, its own and the drawing of its examples: see TFLOP in the results.
-        student_rl=_rl("student_rl", "student_base/model", 74, _ZERO_REWARD, template="r1_zero"),
+        student_rl=_rl("student_rl", "student_base/model", 48, _ZERO_REWARD, template="r1_zero"),
         results=ResultsStage(),
     ),
     "deepseek-v3-671b": _released("qwen2.5-32b", learning_rate=6e-5),
@@ -416,6 +416,10 @@ def parse_r1(
         start: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     ) -> tuple[R1Config, str | None, str | None]:
         """Runs the R1 recipe: what is there and unchanged is not run again, what was killed goes on.
+
+        The stages are world, base, zero, zero_language, candidates, cold_start, dev1, dev2, rejection, dev3,
+        helpfulness, harmlessness, r1, student_base, student_distilled, student_rl, results. Each has a group of options
+        of its name; where its data and models are (checkpoint, data, run_dir, chat_template) is set already.
 
         Args:
             only: run this stage alone, again if it is complete.
