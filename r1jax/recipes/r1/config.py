@@ -77,7 +77,7 @@ class BaseStage(PretrainConfig):
 class ColdStartStage:
     """Long chains of thought, collected in the paper's four ways."""
 
-    problems: int = 400
+    problems: int = 800
     """That each way is tried on."""
     n: int = 4
     """Responses to each."""
