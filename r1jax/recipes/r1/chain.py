@@ -113,8 +113,8 @@ def stages(config: R1Config, about: Scenario | None = None) -> list[Stage]:
         run: Callable,
         *more: Any,
     ) -> Stage:
-        work = functools.partial(_logged, functools.partial(run, about, *more))
-        return Stage(name, title, inputs, outputs, identity, work)
+        logged = functools.partial(_logged, functools.partial(run, about, *more))
+        return Stage(name, title, inputs, outputs, identity, logged)
 
     return [
         stage("world", "Problems, requests, tokenizer", {}, about.outputs, about.identity(), work.world),
