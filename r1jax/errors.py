@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import os
+import select
 import sys
 from collections.abc import Iterator
+from typing import TextIO
 
 
 class R1JaxError(Exception):
@@ -33,6 +35,13 @@ def check_field(ok: bool, field: str, value: object, fix: str) -> None:
         raise ConfigError(f"{field}={value!r}: {fix}")
 
 
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a pipe's reader is gone; other pipes that break are no business of the one who reads the output."""
+    poller = select.poll()
+    poller.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poller.poll(0))
+
+
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
     """For entry points: prints an `R1JaxError`, or a full disk, as one sentence on stderr and exits with status 2.
@@ -43,7 +52,10 @@ def exit_on_error() -> Iterator[None]:
         yield
     except R1JaxError as error:
         message = str(error)
-    except BrokenPipeError:  # whoever read the output, as `| head` does, has seen enough
+    except BrokenPipeError:
+        if not _is_unread(sys.stdout):
+            raise
+        # Whoever read the output, as `| head` does, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is anything left to be flushed at exit
         raise SystemExit(141) from None
     except OSError as error:

@@ -412,3 +412,14 @@ def test_a_failure_is_exit_status_2_and_one_line(tmp_path, args):
     done = subprocess.run([sys.executable, "-c", code, *args], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: nowhere holds no model") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("broken", "status"), [("sys.stdout.write('x' * 99999)", 141), ("raise BrokenPipeError", 1)])
+def test_only_an_output_that_nobody_reads_ends_in_silence(broken, status):
+    """As with `| head`; a pipe that breaks elsewhere is an error as any other."""
+    code = f"import sys\nfrom r1jax.errors import exit_on_error\nwith exit_on_error():\n    {broken}"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if status == 141:
+        process.stdout.close()
+    told = process.stderr.read().decode()
+    assert process.wait() == status and ("Traceback" in told) == (status == 1)

@@ -1,7 +1,7 @@
 """The whole recipe's chain: what each stage is given and leaves, what runs again, what it ends with.
 
 Training itself is tested with each recipe; here it is replaced by models that are not trained. `R1JAX_TEST_WHOLE=1`
-runs all of it, with tiny models, twice: in one go, and killed in every stage (some six minutes).
+runs all of it, with tiny models, twice: in one go, and killed in every stage (some five minutes).
 """
 
 import json
@@ -397,7 +397,7 @@ def whole(run_dir):
     return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.skipif("R1JAX_TEST_WHOLE" not in os.environ, reason="some six minutes; set R1JAX_TEST_WHOLE=1")
+@pytest.mark.skipif("R1JAX_TEST_WHOLE" not in os.environ, reason="some five minutes; set R1JAX_TEST_WHOLE=1")
 def test_killed_in_every_stage_it_ends_the_same(tmp_path):
     assert whole(tmp_path / "once").wait() == 0
     folder, dice, within = tmp_path / "killed", random.Random(0), []

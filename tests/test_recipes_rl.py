@@ -205,6 +205,9 @@ def test_mistakes_are_named_before_anything_is_written(checkpoint, capsys, tmp_p
     assert "no row has a field 'answer', which reward function 'letters' needs" in told(*bare)
     assert "tokens: raise max_prompt_length=40" in told("--data", str(tmp_path / "long.jsonl"))
     assert 'needs a field "domain" in every row' in told("--data", str(tmp_path / "bad.jsonl"), "--skip-malformed")
+    some = [{"question": "2+2?", "answer": "4", "domain": "reasoning"}, {"question": "3+3?", "answer": "6"}]
+    write_rows(tmp_path / "some.jsonl", some)
+    assert 'needs a field "domain" in every row' in told("--data", str(tmp_path / "some.jsonl"))
     assert "general_prompts=8: must lie in 1..7 (grpo.num_prompts - 1)" in told("--general-prompts", "8")
     assert "reward_models='nobody': is not among" in told("--reward-models", "nobody", "somewhere")
     same = ("--reward.functions", "format", "rl_rewards:watched", "--reward.domains", "--reward-models", "format", ".")

@@ -306,7 +306,7 @@ def _problems(
 
 def _check_domains(config: RLConfig, problems: dict[str, Sequence[dict[str, Any]]]) -> None:
     for name, rows in problems.items():
-        if config.reward.domains and not all("domain" in row for row in rows):
+        if config.reward.domains and any(row.get("domain") is None for row in rows):
             raise DataError(f'{name}: reward.domains={config.reward.domains} needs a field "domain" in every row')
 
 
@@ -314,13 +314,13 @@ def _check_columns(config: RLConfig, functions: dict[str, Any], problems: dict[s
     """Raises `DataError` where a reward function needs a field that no row has."""
     from r1jax.rewards.parameters import needed_columns
 
-    fields = {field for name in ("data", "general_data") for row in problems.get(name, ()) for field in row}
-    for function in functions.values():
+    fields = {field for name in ("data", "general_data") if name in problems for field in problems[name][0]}
+    for name, function in functions.items():
         lacking = sorted(needed_columns(function) - fields) if function is not None else ()
         if lacking:
             raise DataError(
-                f"data={config.data!r}: no row has a field {lacking[0]!r}, which reward function "
-                f"{getattr(function, '__name__', str(function))!r} needs; add it, or take another function"
+                f"data={config.data!r}: no row has a field {lacking[0]!r}, which reward function {name!r} "
+                "needs; add it, or take another function"
             )
 
 
