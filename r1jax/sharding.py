@@ -44,6 +44,7 @@ RULES: dict[str, dict[str, Axes]] = {
     "learn": _COMMON | {"embed": ("fsdp",), "lora": ("fsdp",), "moe_mlp": ("tensor",)},
     "sample": _COMMON | {"embed": (), "lora": (), "moe_mlp": ("fsdp", "tensor")},
 }
+WEIGHT_AXES = ("heads", "kv_heads", "mlp", "vocab", "expert", "embed", "lora", "moe_mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,12 @@ _active = _Active()
 def current() -> Layout | None:
     """The layout that the code being traced runs under, or None on one device."""
     return _active.layout
+
+
+def weights_whole() -> bool:
+    """Whether the current layout splits no weights: every device holds all of them."""
+    layout = current()
+    return layout is None or not any(layout.axes(name) for name in WEIGHT_AXES)
 
 
 @contextlib.contextmanager

@@ -137,7 +137,10 @@ def test_decoding_in_float64_with_one_bucket():
         assert relative_error(cached_logits(config, state), full_logits(config, state)) < 1e-10
 
 
-def test_decoding_visits_every_bucket(monkeypatch):
+@pytest.mark.parametrize(
+    ("in_place", "visits"), [(False, [4] * 5 + [8] * 4 + [10]), (True, [4] * 4 + [8] * 4 + [10] * 2)]
+)
+def test_decoding_visits_every_bucket(in_place, visits, monkeypatch):
     monkeypatch.setattr(attention, "DECODE_BUCKET", 4)
     visited = []
 
@@ -151,11 +154,11 @@ def test_decoding_visits_every_bucket(monkeypatch):
 
     completion = jnp.zeros((1, 1, 10, 1))
     args = (jnp.zeros((1, 2, 1)), jnp.ones((1, 2), bool), completion, jnp.zeros((1, 1, 1, 1)))
-    run = jax.jit(lambda step: attention.decode_attention(score, read, *args, step, 1.0))
+    run = jax.jit(lambda step: attention.decode_attention(score, read, *args, step, 1.0, in_place)[0])
     for step in range(10):
         jax.block_until_ready(run(step))
     jax.effects_barrier()
-    assert visited == [4] * 5 + [8] * 4 + [10]
+    assert visited == visits
 
 
 def test_decode_returns_the_experts_that_a_replay_reproduces():
@@ -168,7 +171,7 @@ def test_decode_returns_the_experts_that_a_replay_reproduces():
     assert free.routing.experts.shape == (2, 4, 6, 3)
 
     _, entries, *_ = method(config, "prefill")(state, tokens[:, :5], np.full(4, 5, np.int32))
-    completion = tuple(jnp.zeros((*e.shape[:2], 1, 3, *e.shape[3:]), e.dtype) for e in entries)
+    completion = nnx.merge(graphdef(config), state).empty_completions(entries, 1, 3)
     _, _, experts = method(config, "decode")(
         state, tokens[:, 5:], np.full((4, 1), 5), Cache(entries, completion), np.ones((4, 5), bool), 0
     )
@@ -178,4 +181,4 @@ def test_decode_returns_the_experts_that_a_replay_reproduces():
 def test_mla_caches_the_latent_and_one_key_only():
     config = MODELS["mla"]
     _, entries, *_ = method(config, "prefill")(random_state(config), *problem()[:2])
-    assert [e.shape for e in entries] == [(1, 4, S, 24 + 16)] * 4
+    assert [e.shape for e in entries] == [(4, S, 24 + 16)] * 4

@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 
 from r1jax.models import experts as ex
 from r1jax.models.layers import Embedding, matmul
-from r1jax.models.moe import MoE, Router, RouterBias, balance_bias
+from r1jax.models.moe import EveryExpert, MoE, Router, RouterBias, balance_bias
 
 D = 8
 CONFIG = tiny_config(hidden_size=D, moe_intermediate_size=4)
@@ -160,7 +160,7 @@ def routings(draw, tokens=24, experts=8, k=3):
     return rows
 
 
-@pytest.mark.parametrize("backend", ["tiled", "ragged", "few"])
+@pytest.mark.parametrize("backend", ["tiled", "ragged"])
 @given(routings(), st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
 def test_dropless_at_any_imbalance(backend, experts, seed):
@@ -173,18 +173,29 @@ def test_dropless_at_any_imbalance(backend, experts, seed):
     assert relative_error(alone, together[i : i + 1]) < 1e-5
 
 
-def test_few_tokens_go_through_every_expert_and_hear_only_their_own(monkeypatch):
-    """An expert that overflows reaches nobody who has not chosen it; experts of another device count for nothing."""
-    layer, x = moe_layer(), np.ones((4, D), np.float32)
-    monkeypatch.setattr(ex, "assign_slots", None)  # the other way would fail
-    gate = layer.gate_proj[...].at[2].set(3e38)
-    matrices = (gate, layer.up_proj[...], layer.down_proj[...])
-    experts, weights = np.array([[0, 1, 9], [3, -4, 5], [2, 0, 1], [6, 7, 3]], np.int32), np.ones((4, 3), np.float32)
-    got = ex.expert_mlps(x, jnp.asarray(experts), jnp.asarray(weights), *matrices, "few")
-    assert np.isfinite(got[jnp.array([0, 1, 3])]).all() and not np.isfinite(got[2]).all()
-    mine = np.where((experts >= 0) & (experts < 8), experts, 8)
-    rows = [0, 1, 3]
-    assert relative_error(got[jnp.array(rows)], by_hand(x[rows], mine[rows], weights[rows])) < 1e-5
+@pytest.mark.parametrize("shared", [0, 1, 2])
+def test_every_expert_for_few_tokens_is_the_same_layer(shared):
+    layer = moe_layer(n_shared_experts=shared)
+    few = layer.prepared(6)
+    assert isinstance(few, EveryExpert) and layer.prepared(4096) is layer
+    x = np.random.default_rng(shared).standard_normal((3, 2, D)).astype(np.float32)
+    (want, routing), (got, routed) = (_forward(*nnx.split(m), x) for m in (layer, few))
+    assert relative_error(got, want) < 1e-5
+    np.testing.assert_array_equal(routed.experts, routing.experts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graph, state, x, experts=None):
+    return nnx.merge(graph, state)(x, ("prompt", "group"), None, experts)
+
+
+def test_an_expert_that_overflows_reaches_nobody_who_has_not_chosen_it():
+    layer = nnx.clone(moe_layer())
+    layer.gate_proj[...] = layer.gate_proj[...].at[2].set(3e38)
+    x = np.ones((4, 1, D), np.float32)
+    experts = np.array([[0, 1, 4], [3, 4, 5], [2, 0, 1], [6, 7, 3]], np.int32)[:, None]
+    y, _ = _forward(*nnx.split(layer.prepared(4)), x, experts)
+    assert np.isfinite(y[jnp.array([0, 1, 3])]).all() and not np.isfinite(y[2]).all()
 
 
 def test_a_token_does_not_see_the_batch_through_the_model():

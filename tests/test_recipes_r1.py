@@ -168,7 +168,6 @@ def trained(tmp_path_factory):
             patch.setattr(recipe, "run", train)
         patch.setattr(work, "pretrain_base", pretrain)
         patch.setattr(work, "_sampler", lambda run, path, *args: Knowing(path.parent.name != "dev2"))
-        patch.setattr("r1jax.runtime.keep_host_memory", lambda: None)
         one = jax.devices()[:1]
         patch.setattr("r1jax.sharding.make_mesh", lambda shape, devices=one: make_mesh(shape, devices))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # conftest's

@@ -91,7 +91,6 @@ def world(tmp_path_factory):
     (folder / "mode").write_text("score")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(presets.MODEL_PRESETS, "nano", ModelConfig(**TINY))
-        patch.setattr(r1_zero, "keep_host_memory", lambda: None)
         patch.setattr(r1_zero, "Programs", QuickPrograms)
         patch.setattr(r1_zero.sharding, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:2]))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))

@@ -70,7 +70,6 @@ def checkpoint(tmp_path_factory):
     (folder / "rl_rewards.py").write_text(REWARD)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "Programs", QuickRLPrograms)
-        patch.setattr("r1jax.runtime.keep_host_memory", lambda: None)
         two = jax.devices()[:2]
         patch.setattr("r1jax.sharding.make_mesh", lambda shape, devices=two: make_mesh(shape, devices))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", "set")  # conftest's

@@ -34,7 +34,6 @@ from r1jax.losses.grpo import group_advantages
 from r1jax.models.flops import grpo_step_flops
 from r1jax.recipes.config import PRESETS
 from r1jax.rewards import RewardPool, get_reward
-from r1jax.runtime import keep_host_memory
 from r1jax.training.grpo import make_grpo_update, make_logps
 from r1jax.training.loop import Runtime, Sampling
 from r1jax.training.optimizer import make_optimizer
@@ -98,7 +97,6 @@ def operations(trace_dir: Path, hlo: str) -> list[tuple[str, str, float]]:
 
 
 def main(options: Options) -> None:
-    keep_host_memory()
     console = Console(width=120)
     if options.preset not in PRESETS:
         raise ConfigError(f"preset={options.preset!r}: must be one of {', '.join(PRESETS)}")

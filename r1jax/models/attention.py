@@ -22,7 +22,7 @@ NEG_INF = -1e30  # finite, so that a fully masked (padding) row gives a uniform 
 
 # A decode step attends to the smallest of these many completion slots that holds what has been written, so that its
 # cost follows the length reached and not the length allowed.
-DECODE_BUCKET = 128
+DECODE_BUCKET = 32
 
 
 def softmax(scores: Float[Array, "*B S"], dtype: jnp.dtype) -> Float[Array, "*B S"]:
@@ -82,7 +82,8 @@ def decode_attention(
     entries: Float[Array, "P G Q *E"],
     step: Int[Array, "*PG"],
     scale: float,
-) -> Float[Array, "P G Q H V"]:
+    in_place: bool,
+) -> tuple[Float[Array, "P G Q H V"], Float[Array, "P G S *E"]]:
     """Q consecutive queries per row over prompt, completion and themselves (causally), in one softmax.
 
     The segments are never put together: each is weighted by exponentials under the common maximum, and what was read is
@@ -95,20 +96,30 @@ def decode_attention(
       read: the weighted sum of a segment's values, likewise.
       entries: what the queries' own tokens leave in the cache.
       step: completion slots already written, of all rows [] or of each [P, G]; the others are masked.
+      in_place: write the entries into their slots first and read them there, which is best where the layer's cache is
+        an array of its own; as one of many layers it would be copied.
+
+    Returns:
+      What was read, and the completion with the entries in it (in place) or the entries.
     """
     q = entries.shape[2]
-    among = (jnp.arange(q)[:, None] <= jnp.arange(q))[..., None]  # [S=Q, Q, 1]
     wide = jnp.promote_types(entries.dtype, jnp.float32)
     axis = {"shared": 1, "own": 2}  # of the slots
+    among = (jnp.arange(q)[:, None] <= jnp.arange(q))[..., None]  # [S=Q, Q, 1]
+    if in_place:
+        completion = write_slots(completion, entries, step)
 
     def over(slots: int) -> Float[Array, "P G Q H V"]:
-        seen = jnp.arange(slots) < step[..., None]
-        segments = (
-            (prompt, "shared", prompt_mask[:, :, None, None, None]),
-            (completion[:, :, :slots], "own", seen[..., None, None]),
-            (entries, "own", among),
-        )
-        scores = [jnp.where(mask, score(e, kind).astype(wide) * scale, NEG_INF) for e, kind, mask in segments]
+        segments = [(prompt, "shared", prompt_mask[:, :, None, None, None])]
+        if in_place:
+            seen = jnp.arange(slots)[:, None] <= (step[..., None] + jnp.arange(q))[..., None, :]
+            segments += [(completion[:, :, :slots], "own", seen[..., None])]
+        else:
+            seen = jnp.arange(slots) < step[..., None]
+            segments += [(completion[:, :, :slots], "own", seen[..., None, None]), (entries, "own", among)]
+        # Added, not selected: a selection by slot, whose mask is the same for all heads beside each other, keeps XLA on
+        # CPU from vectorising the exponentials that it is fused with, which then take ten times as long.
+        scores = [score(e, kind).astype(wide) * scale + jnp.where(mask, 0, NEG_INF) for e, kind, mask in segments]
         peak = functools.reduce(
             jnp.maximum, [s.max(axis=axis[kind]) for s, (_, kind, _) in zip(scores, segments, strict=True)]
         )
@@ -121,9 +132,30 @@ def decode_attention(
 
     buckets = decode_buckets(completion.shape[2])
     if len(buckets) == 1:
-        return over(buckets[0])
-    index = jnp.searchsorted(jnp.array(buckets), jnp.max(step), side="left")
-    return lax.switch(index, [functools.partial(over, b) for b in buckets])
+        out = over(buckets[0])
+    else:
+        index = jnp.searchsorted(jnp.array(buckets), jnp.max(step) + (q if in_place else 0), side="left")
+        out = lax.switch(index, [functools.partial(over, b) for b in buckets])
+    return out, completion if in_place else entries
+
+
+def write_slots(
+    completion: Float[Array, "*L P G C *E"],
+    entries: Float[Array, "*L P G Q *E"],
+    step: Int[Array, "*PG"],
+    axis: int = 2,
+) -> Float[Array, "*L P G C *E"]:
+    """Puts entries into slots step .. step + Q - 1 of every row; slots past the last are left out.
+
+    Args:
+      axis: of the slots; what lies in front of [P, G] is kept as it is.
+    """
+    if step.ndim == 0:
+        return lax.dynamic_update_slice_in_dim(completion, entries, step, axis=axis)
+    sizes = entries.shape[axis - 2 : axis + 1]
+    p, g, q = (jnp.arange(n).reshape(shape) for n, shape in zip(sizes, ((-1, 1, 1), (-1, 1), (-1,)), strict=True))
+    index = (slice(None),) * (axis - 2) + (p, g, step[..., None] + q)
+    return completion.at[index].set(entries, mode="drop")
 
 
 def by_row(x: Float[Array, "P G*Q *E"], completion: Float[Array, "P G C *F"]) -> Float[Array, "P G Q *E"]:

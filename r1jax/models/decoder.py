@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from r1jax import sharding
 from r1jax.configs.model import ModelConfig
+from r1jax.models.attention import write_slots
 from r1jax.models.gqa import GQA
 from r1jax.models.layers import MLP, Embedding, RMSNorm, matmul, parameter
 from r1jax.models.mla import MLA
@@ -42,9 +43,9 @@ class Block(nnx.Module):
         self.mlp = MoE(config, rngs) if moe else MLP(config, config.intermediate_size, rngs)
         self.moe = moe
 
-    def _feed_forward(self, x, names, mask=None, experts=None, decoding=False) -> tuple[Array, Routing | None]:
+    def _feed_forward(self, x, names, mask=None, experts=None) -> tuple[Array, Routing | None]:
         h = self.post_attention_norm(x)
-        y, routing = self.mlp(h, names, mask, experts, decoding) if self.moe else (self.mlp(h, names), None)
+        y, routing = self.mlp(h, names, mask, experts) if self.moe else (self.mlp(h, names), None)
         return constrain(x + y, *names, None), routing
 
     def __call__(self, x, cos, sin, segment_ids, mask, experts, names=TOKENS):
@@ -53,11 +54,19 @@ class Block(nnx.Module):
         x, routing = self._feed_forward(constrain(x + y, *names, None), names, mask, experts)
         return x, entry, routing
 
-    def decode(self, x, cos, sin, prompt, prompt_mask, completion, step):
-        """Q tokens per row side by side [P, G Q, D] -> (x, their cache entries [P, G, Q, *E], routing)."""
-        y, entry = self.attention.decode(self.input_norm(x), cos, sin, prompt, prompt_mask, completion, step)
-        x, routing = self._feed_forward(constrain(x + y, *ROWS, None), ROWS, decoding=True)
-        return x, entry, routing
+    def prepare(self, tokens: int) -> None:
+        """Brings the weights into the form in which to `decode` that many tokens at a time, many times."""
+        self.attention.prepare()
+        if self.moe:
+            self.mlp = self.mlp.prepared(tokens)
+
+    def decode(self, x, cos, sin, prompt, prompt_mask, completion, step, in_place):
+        """Q tokens per row side by side [P, G Q, D] -> (x, the completion's cache with their entries [P, G, C, *E] (in
+        place) or these entries [P, G, Q, *E], routing)."""
+        h = self.input_norm(x)
+        y, written = self.attention.decode(h, cos, sin, prompt, prompt_mask, completion, step, in_place)
+        x, routing = self._feed_forward(constrain(x + y, *ROWS, None), ROWS)
+        return x, written, routing
 
 
 class MTP(nnx.Module):
@@ -81,10 +90,10 @@ class MTP(nnx.Module):
         return self.norm(x), entries, routing
 
     def decode(self, hidden, embedded, cos, sin, prompt, prompt_mask, completion, step):
-        """The same for Q pairs per row side by side [P, G Q, D] -> (states, cache entries [P, G, Q, *E])."""
+        """The same for Q pairs per row side by side [P, G Q, D] -> (states, the completion's cache with them)."""
         x = self._join(hidden, embedded)
-        x, entries, _ = self.block.decode(x, cos, sin, prompt, prompt_mask, completion, step)
-        return self.norm(x), entries
+        x, completion, _ = self.block.decode(x, cos, sin, prompt, prompt_mask, completion, step, in_place=True)
+        return self.norm(x), completion
 
     def _join(self, hidden, embedded):
         x = jnp.concatenate([self.enorm(embedded), self.hnorm(hidden)], axis=-1)
@@ -102,17 +111,18 @@ class Trunk:
 
 @struct.dataclass
 class Cache:
-    """The sampler's memory: one array for each of `Decoder.decode_stacks`."""
+    """The sampler's memory: one array for each of `Decoder.decode_stacks`, without L for a layer that stands alone."""
 
-    prompt: tuple[Float[Array, "L P S *E"], ...]
-    completion: tuple[Float[Array, "L P G C *E"], ...]
+    prompt: tuple[Float[Array, "*L P S *E"], ...]
+    completion: tuple[Float[Array, "*L P G C *E"], ...]
 
 
 class Stack(NamedTuple):
-    """Layers of a kind, a leading axis in front of their arrays."""
+    """Layers of a kind, a leading axis in front of their arrays; or one layer alone, without."""
 
     graph: nnx.GraphDef
     state: nnx.State
+    alone: bool
 
 
 def _layers(state: nnx.State) -> int:
@@ -122,18 +132,6 @@ def _layers(state: nnx.State) -> int:
 def _side_by_side(x: Array) -> Array:
     """[P, G, Q] -> [P, G Q]: what everything but attention sees."""
     return x.reshape(x.shape[0], -1)
-
-
-def write_slots(
-    completion: Float[Array, "L P G C *E"], entries: Float[Array, "L P G Q *E"], step: Int[Array, "*PG"]
-) -> Float[Array, "L P G C *E"]:
-    """Puts entries into slots step .. step + Q - 1 of every row; slots past the last are left out."""
-    if step.ndim == 0:
-        return lax.dynamic_update_slice_in_dim(completion, entries, step, axis=3)
-    p, g, q = (
-        jnp.arange(n).reshape(shape) for n, shape in zip(entries.shape[1:4], ((-1, 1, 1), (-1, 1), (-1,)), strict=True)
-    )
-    return completion.at[:, p, g, step[..., None] + q].set(entries, mode="drop")
 
 
 class Decoder(nnx.Module):
@@ -171,31 +169,51 @@ class Decoder(nnx.Module):
         """Each stack that exists, in order."""
         return [m for m in (self.dense_layers, self.moe_layers) if m is not None]
 
-    def decode_stacks(self) -> list[Stack]:
-        """The stacks as decoding runs through them, to be made outside of the loop over steps.
+    def decode_stacks(self, rows: int) -> list[Stack]:
+        """The stacks as decoding `rows` tokens at a time runs through them, to be made outside of the loop over steps.
 
         A scan over layers cuts each out of its stack, which on CPU copies it, at every step: that takes as long as the
-        step itself. So where a copy of all weights is small, every layer is made a stack of its own, once. A cache has
-        an array a stack: `by_stack` cuts what a prefill gives in the same way.
+        step itself. So where a copy of all weights is small, every layer stands alone, cut out once, its weights in the
+        form that suits so many rows. `by_stack` cuts what a prefill gives in the same way.
         """
-        stacks = [nnx.split(stack) for stack in self._stacks()]
-        if not self._layers_apart():
-            return [Stack(graph, state) for graph, state in stacks]
-        return [
-            Stack(graph, jax.tree.map(lambda a, i=i: a[i : i + 1], state))
-            for graph, state in stacks
-            for i in range(_layers(state))
-        ]
+        out = []
+        for graph, state in map(nnx.split, self._stacks()):
+            if not self._alone(state):
+                out.append(Stack(graph, state, alone=False))
+                continue
+            for i in range(_layers(state)):
+                block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state))
+                if self._layers_apart():
+                    block.prepare(rows)
+                out.append(Stack(*nnx.split(block), alone=True))
+        return out
 
-    def by_stack(self, entries: tuple[Float[Array, "L P S *E"], ...]) -> tuple[Float[Array, "L P S *E"], ...]:
+    def by_stack(self, entries: tuple[Float[Array, "L P S *E"], ...]) -> tuple[Float[Array, "*L P S *E"], ...]:
         """A prompt's cache entries, given for dense and for MoE layers, in the parts of `decode_stacks`."""
-        return tuple(e[i : i + 1] for e in entries for i in range(len(e))) if self._layers_apart() else entries
+        parts = []
+        for stack, e in zip(self._stacks(), entries, strict=True):
+            parts += [*e] if self._alone(nnx.state(stack)) else [e]
+        return tuple(self._of_prompts(e) for e in parts)
+
+    def _alone(self, state: nnx.State) -> bool:
+        return _layers(state) == 1 or self._layers_apart()
 
     def _layers_apart(self) -> bool:
-        layout = sharding.current()
-        alone = layout is None or layout.mesh.size == 1
         size = sum(leaf.nbytes for stack in self._stacks() for leaf in jax.tree.leaves(nnx.state(stack)))
-        return alone and jax.default_backend() == "cpu" and size <= LAYERS_APART
+        return jax.default_backend() == "cpu" and sharding.weights_whole() and size <= LAYERS_APART
+
+    def _of_prompts(self, entries: Float[Array, "*L P S *E"]) -> Float[Array, "*L P S *E"]:
+        """Laid out as a cache holds them."""
+        tail = (None,) * (1 + self._entry_rank)
+        return constrain(entries, *(None,) * (entries.ndim - 1 - len(tail)), "prompt", *tail)
+
+    def prompt_slots(self, cache: Cache) -> int:
+        """S, of the prompts in a cache."""
+        return cache.prompt[0].shape[-1 - self._entry_rank]
+
+    @property
+    def _entry_rank(self) -> int:
+        return 1 if self.config.attention == "mla" else 3
 
     def trunk(
         self,
@@ -301,33 +319,45 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "P G Q D"], Cache, Int[Array, "L P G*Q k"] | None]:
         """Reads Q consecutive tokens per row into its slots from `step` on: final states, the cache, their experts.
 
-        `step` is one number for all rows, or each row's own; `stacks` are `decode_stacks()`, made outside of a loop.
+        `step` is one number for all rows, or each row's own; `stacks` are `decode_stacks`, made outside of a loop.
         """
         cos, sin = cos_sin(self.config, _side_by_side(positions))
         x = constrain(self.embed(_side_by_side(tokens)), *ROWS, None)
         completion, experts = [], []
-        stacks = self.decode_stacks() if stacks is None else stacks
-        for (graph, state), prompt, written in zip(stacks, cache.prompt, cache.completion, strict=True):
+        stacks = self.decode_stacks(tokens.size) if stacks is None else stacks
+        for (graph, state, alone), prompt, written in zip(stacks, cache.prompt, cache.completion, strict=True):
 
-            def layer(x, xs, graph=graph):
+            def layer(x, xs, graph=graph, alone=alone):
                 state, prompt, written = xs
-                x, entries, routing = nnx.merge(graph, state).decode(x, cos, sin, prompt, prompt_mask, written, step)
-                return x, (entries, routing)
+                block = nnx.merge(graph, state)
+                x, written, routing = block.decode(x, cos, sin, prompt, prompt_mask, written, step, in_place=alone)
+                return x, (written, None if routing is None else routing.experts)
 
-            x, (entries, routing) = lax.scan(layer, x, (state, prompt, written), unroll=self._unroll(state))
-            # One write for the whole stack, after it has been read: the cache is updated in place.
-            completion.append(write_slots(written, entries, step))
-            experts += [] if routing is None else [routing.experts]
+            if alone:
+                x, (written, chosen) = layer(x, (state, prompt, written))
+                chosen = None if chosen is None else chosen[None]
+            else:
+                x, (entries, chosen) = lax.scan(layer, x, (state, prompt, written), unroll=self._unroll(state))
+                # One write for the whole stack, after it has been read: the cache is updated in place.
+                written = write_slots(written, entries, step, axis=3)
+            completion.append(written)
+            experts += [] if chosen is None else [chosen]
         experts = jnp.concatenate(experts) if experts else None
         x = self.norm(x).reshape(*tokens.shape, -1)
         return x, cache.replace(completion=tuple(completion)), experts
 
-    def draft_prefill(self, tokens: Int[Array, "P S"], hidden: Float[Array, "P S D"]) -> Float[Array, "1 P S *E"]:
+    def draft_prefill(self, tokens: Int[Array, "P S"], hidden: Float[Array, "P S D"]) -> Float[Array, "P S *E"]:
         """The first prediction module's cache entries of a prompt. Entry i is of the state at i and token i + 1, so
         that the last one of a prompt, whose next token has yet to be drawn, does not count."""
         cos, sin = cos_sin(self.config, self._positions(tokens, None))
         embedded = constrain(self.embed(jnp.roll(tokens, -1, axis=1)), *PROMPTS, None)
-        return self.mtp[0](hidden, embedded, cos, sin, None, None, PROMPTS)[1][None]
+        return self._of_prompts(self.mtp[0](hidden, embedded, cos, sin, None, None, PROMPTS)[1])
+
+    def prepare_draft(self, rows: int) -> None:
+        """Does for the first prediction module what `decode_stacks` does for layers; no whole sequence can go through
+        it after that."""
+        if self._layers_apart():
+            self.mtp[0].block.prepare(rows)
 
     def draft(
         self,
@@ -343,18 +373,19 @@ class Decoder(nnx.Module):
         cos, sin = cos_sin(self.config, _side_by_side(positions))
         embedded = constrain(self.embed(_side_by_side(tokens)), *ROWS, None)
         hidden = constrain(hidden.reshape(embedded.shape), *ROWS, None)
-        args = (cache.prompt[0][0], prompt_mask, cache.completion[0][0], step)
-        x, entries = self.mtp[0].decode(hidden, embedded, cos, sin, *args)
-        completion = write_slots(cache.completion[0], entries[None], step)
+        args = (cache.prompt[0], prompt_mask, cache.completion[0], step)
+        x, completion = self.mtp[0].decode(hidden, embedded, cos, sin, *args)
         return x.reshape(*tokens.shape, -1), cache.replace(completion=(completion,))
 
-    def empty_completions(self, entries: tuple[Array, ...], group: int, slots: int) -> tuple[Array, ...]:
-        """Room for `slots` completion entries per row, for prompts' entries [L, P, S, *E]."""
-        names = (None, *ROWS, None)
+    def empty_completions(
+        self, entries: tuple[Float[Array, "*L P S *E"], ...], group: int, slots: int
+    ) -> tuple[Float[Array, "*L P G C *E"], ...]:
+        """Room for `slots` completion entries per row, for prompts' entries."""
 
         def room(e: Array) -> Array:
-            shape = (*e.shape[:2], group, slots, *e.shape[3:])
-            return constrain(jnp.zeros(shape, e.dtype), *names, *(None,) * (e.ndim - 3))
+            at = e.ndim - 1 - self._entry_rank  # of S
+            shape = (*e.shape[:at], group, slots, *e.shape[at + 1 :])
+            return constrain(jnp.zeros(shape, e.dtype), *(None,) * (at - 1), *ROWS, *(None,) * (1 + self._entry_rank))
 
         return tuple(room(e) for e in entries)
 

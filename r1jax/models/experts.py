@@ -131,6 +131,12 @@ def choose_tile(rows: int, num_experts: int) -> int:
     return min(max(1 << (share.bit_length() - 1), 8), 128)
 
 
+def few_tokens(tokens: int, top_k: int, num_experts: int) -> bool:
+    """Whether the tiled backend would multiply half as many rows as there are of every token with every expert."""
+    tile = choose_tile(tokens * top_k, num_experts)
+    return tokens * num_experts <= 2 * (-(-tokens * top_k // tile) + num_experts) * tile
+
+
 def expert_mlps(
     x: Float[Array, "N D"],
     experts: Int[Array, "N k"],
@@ -147,9 +153,6 @@ def expert_mlps(
         experts, weights = (jnp.take_along_axis(a, first, axis=1) for a in (experts, weights))
     gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
     tile = 1 if backend == "ragged" else choose_tile(experts.size, num_experts)
-    slots_of = lambda rows: (-(-rows // tile) + num_experts) * tile  # noqa: E731
-    if backend == "few" and x.shape[0] * num_experts <= 2 * slots_of(experts.size):
-        return every_expert(x, experts, weights, gate, up, down)
     slots = assign_slots(experts, num_experts, tile)
     rows = dispatch(x, slots.source, slots.dest)
     if backend == "ragged":
@@ -162,27 +165,6 @@ def expert_mlps(
         hidden = jax.nn.silu(tiled_matmul(tiles, gate, owner)) * tiled_matmul(tiles, up, owner)
         y = tiled_matmul(hidden, down, owner).reshape(rows.shape)
     return combine(y, weights, slots.source, slots.dest).astype(x.dtype)
-
-
-def every_expert(
-    x: Float[Array, "N D"],
-    experts: Int[Array, "N k"],
-    weights: Float[Array, "N k"],
-    gate: Float[Array, "E D F"],
-    up: Float[Array, "E D F"],
-    down: Float[Array, "E F D"],
-) -> Float[Array, "N D"]:
-    """`expert_mlps` as one product of every token with every expert: for few tokens cheaper than copying the weights
-    of each tile, and as dropless."""
-    chosen = (experts[..., None] == jnp.arange(gate.shape[0])).astype(weights.dtype)  # [N, k, E]
-    share = jnp.einsum("nke,nk->en", chosen, weights)[..., None]
-    prec = precision(x.dtype)
-    product = lambda x, w: jnp.einsum("eni,eio->eno", x, w, precision=prec)  # noqa: E731
-    copies = jnp.broadcast_to(x, (gate.shape[0], *x.shape))  # one product over all experts would transpose the weights
-    hidden = jax.nn.silu(product(copies, gate)) * product(copies, up)
-    # By `where`: 0 times what overflows in an expert that was not chosen would be NaN.
-    hidden = jnp.where(share != 0, hidden.astype(share.dtype) * share, 0).astype(x.dtype)
-    return jnp.einsum("eni,eio->no", hidden, down, precision=prec)
 
 
 def routed_experts(

@@ -60,6 +60,9 @@ class GQA(nnx.Module):
         out = causal_attention(q, k, v, segment_ids, self.scale, self.chunk)
         return matmul(out, self.o_proj[...].astype(x.dtype), 2), jnp.stack([k, v], axis=2)
 
+    def prepare(self) -> None:
+        """Nothing here is worth preparing for many steps (`MLA.prepare`)."""
+
     def decode(
         self,
         x: Float[Array, "P G*Q D"],
@@ -69,8 +72,9 @@ class GQA(nnx.Module):
         prompt_mask: Bool[Array, "P S"],
         completion: Float[Array, "P G C 2 Hkv K"],
         step: Int[Array, "*PG"],
-    ) -> tuple[Float[Array, "P G*Q D"], Float[Array, "P G Q 2 Hkv K"]]:
-        """Q tokens per row against the cache."""
+        in_place: bool,
+    ) -> tuple[Float[Array, "P G*Q D"], Float[Array, "P G S 2 Hkv K"]]:
+        """Q tokens per row against the cache; see `decode_attention` for what comes back beside their output."""
         prec = precision(x.dtype)
         q, k, v = self._project(x, cos, sin)
         entries = by_row(jnp.stack([k, v], axis=2), completion)
@@ -89,6 +93,7 @@ class GQA(nnx.Module):
             out = jnp.einsum(f"{scores[segment]},{letters[segment]}->pgqnmk", weights, values, precision=prec)
             return out.reshape(*out.shape[:3], -1, out.shape[-1])
 
-        out = decode_attention(score, read, prompt, prompt_mask, completion, entries, step, self.scale)
+        args = (prompt, prompt_mask, completion, entries, step)
+        out, written = decode_attention(score, read, *args, self.scale, in_place)
         out = out.reshape(*x.shape[:2], *out.shape[3:])
-        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entries
+        return matmul(out, self.o_proj[...].astype(x.dtype), 2), written

@@ -78,6 +78,19 @@ class MLA(nnx.Module):
         out = causal_attention(q, k, v, segment_ids, self.scale, self.chunk)
         return matmul(out, self.o_proj[...].astype(x.dtype), 2), entry
 
+    def prepare(self) -> None:
+        """Cuts out, once for many steps, what decoding absorbs."""
+        key_up, value_up = self._absorbed(self.kv_b_proj[...].dtype)
+        self.key_up, self.value_up = nnx.Param(key_up), nnx.Param(value_up)
+        del self.kv_b_proj
+
+    def _absorbed(self, dtype: jnp.dtype) -> tuple[Float[Array, "H nope R"], Float[Array, "H R V"]]:
+        """The expansion of a latent to keys, which the query takes in, and to values, which the output does."""
+        if hasattr(self, "key_up"):
+            return self.key_up[...].astype(dtype), self.value_up[...].astype(dtype)
+        kv_b = self.kv_b_proj[...].astype(dtype)
+        return jnp.moveaxis(kv_b[..., : self.nope], 0, 2), jnp.moveaxis(kv_b[..., self.nope :], 0, 1)
+
     def decode(
         self,
         x: Float[Array, "P G*Q D"],
@@ -87,16 +100,17 @@ class MLA(nnx.Module):
         prompt_mask: Bool[Array, "P S"],
         completion: Float[Array, "P G C E"],
         step: Int[Array, "*PG"],
-    ) -> tuple[Float[Array, "P G*Q D"], Float[Array, "P G Q E"]]:
-        """Q tokens per row, in absorbed form: nothing per head is ever cached or expanded."""
+        in_place: bool,
+    ) -> tuple[Float[Array, "P G*Q D"], Float[Array, "P G S E"]]:
+        """Q tokens per row, in absorbed form: nothing per head is ever cached or expanded. See `decode_attention` for
+        what comes back beside their output."""
         prec = precision(x.dtype)
-        kv_b = self.kv_b_proj[...].astype(x.dtype)
+        key_up, value_up = self._absorbed(x.dtype)
         q_nope, q_rope = self._queries(x, cos, sin)
-        q_latent = jnp.einsum("pghn,rhn->pghr", q_nope, kv_b[..., : self.nope], precision=prec)
+        q_latent = per_head(q_nope, key_up)
         q = by_row(jnp.concatenate([q_latent, q_rope], axis=-1), completion)
         entries = by_row(self._entry(x, cos, sin), completion)
         letters = {"shared": "pse", "own": "pgse"}
-
         scores = {"shared": "psgqh", "own": "pgsqh"}
 
         def score(entries, segment):
@@ -105,7 +119,15 @@ class MLA(nnx.Module):
         def read(weights, entries, segment):  # keys and all: cutting the latents out would copy the cache
             return jnp.einsum(f"{scores[segment]},{letters[segment]}->pgqhe", weights, entries, precision=prec)
 
-        latent = decode_attention(score, read, prompt, prompt_mask, completion, entries, step, self.scale)
+        args = (prompt, prompt_mask, completion, entries, step)
+        latent, written = decode_attention(score, read, *args, self.scale, in_place)
         latent = latent[..., : self.rank].reshape(*x.shape[:2], *latent.shape[3:-1], self.rank)
-        out = jnp.einsum("pghr,rhv->pghv", latent, kv_b[..., self.nope :], precision=prec)
-        return matmul(out, self.o_proj[...].astype(x.dtype), 2), entries
+        out = per_head(latent, value_up)
+        return matmul(out, self.o_proj[...].astype(x.dtype), 2), written
+
+
+def per_head(x: Float[Array, "X Y H I"], w: Float[Array, "H I O"]) -> Float[Array, "X Y H O"]:
+    """Each head's own product. Heads are put in front by hand: XLA on CPU multiplies such batches many times faster."""
+    rows = jnp.swapaxes(x.reshape(-1, *x.shape[2:]), 0, 1)
+    out = jnp.matmul(rows, w, precision=precision(x.dtype))
+    return jnp.swapaxes(out, 0, 1).reshape(*x.shape[:-1], w.shape[-1])

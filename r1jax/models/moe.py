@@ -8,9 +8,13 @@ from flax import nnx, struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from r1jax import sharding
 from r1jax.configs.model import ModelConfig
-from r1jax.models.experts import routed_experts
-from r1jax.models.layers import MLP, parameter
+from r1jax.models.experts import few_tokens, routed_experts
+from r1jax.models.layers import MLP, matmul, parameter
+from r1jax.sharding import constrain
+
+MOST_TO_COMPARE = 32
 
 
 class RouterBias(nnx.Variable):
@@ -24,6 +28,19 @@ class Routing:
     experts: Int[Array, "A B k"]  # chosen for each token
     load: Float[Array, "E"]  # tokens sent to each expert, padding excluded
     balance_loss: Float[Array, ""]  # sequence-wise auxiliary loss before its coefficient (equations 17 to 20)
+
+
+def top_k(x: Float[Array, "*B E"], k: int) -> tuple[Float[Array, "*B k"], Int[Array, "*B k"]]:
+    """`lax.top_k`. Among few it compares each with each, because XLA on CPU runs `lax.top_k` on one device only."""
+    n = x.shape[-1]
+    if n > MOST_TO_COMPARE:
+        return lax.top_k(x, k)
+    i = jnp.arange(n)
+    mine, others = x[..., :, None], x[..., None, :]
+    rank = ((others > mine) | ((others == mine) & (i < i[:, None]))).sum(axis=-1)
+    chosen = rank[..., None, :] == jnp.arange(k)[:, None]  # [*B, k, E]
+    index = jnp.where(chosen, i, 0).sum(axis=-1)
+    return jnp.where(chosen, x[..., None, :], 0).sum(axis=-1), index
 
 
 class Router(nnx.Module):
@@ -47,11 +64,11 @@ class Router(nnx.Module):
         biased = lax.stop_gradient(scores) + self.e_score_correction_bias[...].astype(scores.dtype)
         if self.n_group > 1:
             groups = biased.reshape(*biased.shape[:-1], self.n_group, -1)
-            best = lax.top_k(groups, min(2, groups.shape[-1]))[0].sum(axis=-1)
-            kept = jax.nn.one_hot(lax.top_k(best, self.topk_group)[1], self.n_group, dtype=bool).any(axis=-2)
+            best = top_k(groups, min(2, groups.shape[-1]))[0].sum(axis=-1)
+            kept = jax.nn.one_hot(top_k(best, self.topk_group)[1], self.n_group, dtype=bool).any(axis=-2)
             # -inf and not 0: a biased score can be negative, and must then still beat the groups left out.
             biased = jnp.where(kept[..., None], groups, -jnp.inf).reshape(biased.shape)
-        return lax.top_k(biased, self.top_k)[1]
+        return top_k(biased, self.top_k)[1]
 
     def __call__(
         self, x: Float[Array, "A B D"], mask: Bool[Array, "A B"] | None, experts: Int[Array, "A B k"] | None
@@ -92,16 +109,62 @@ class MoE(nnx.Module):
         names: tuple[str, str],
         mask: Bool[Array, "A B"] | None = None,
         experts: Int[Array, "A B k"] | None = None,
-        decoding: bool = False,
     ) -> tuple[Float[Array, "A B D"], Routing]:
-        """`decoding` says that these are few tokens, one of each row."""
         weights, routing = self.router(x, mask, experts)
         matrices = (self.gate_proj[...], self.up_proj[...], self.down_proj[...])
-        backend = "few" if decoding and self.backend == "tiled" else self.backend
-        y = routed_experts(x, routing.experts, weights, *matrices, names, backend, self.chunk)
+        y = routed_experts(x, routing.experts, weights, *matrices, names, self.backend, self.chunk)
         if self.shared is not None:
             y = y + self.shared(x, names)
         return y, routing
+
+    def prepared(self, tokens: int) -> MoE | EveryExpert:
+        """The form in which to take that many tokens at a time, many times. Each device must have all experts."""
+        layout = sharding.current()
+        tokens //= 1 if layout is None else layout.size("prompt") * layout.size("group")
+        every = self.backend == "tiled" and few_tokens(tokens, self.router.top_k, self.gate_proj.shape[0])
+        return EveryExpert(self) if every else self
+
+
+class EveryExpert(nnx.Module):
+    """A mixture of experts for few tokens: each goes through all experts, shared ones too, in two plain products.
+
+    On CPU that is cheaper than copying the weights of each tile together, and as dropless. XLA reads a weight fastest
+    as the left factor, so tokens come last: [D, N] goes in, [E, F, N] between, [D, N] out.
+    """
+
+    def __init__(self, moe: MoE):
+        gate, up, down = moe.gate_proj[...], moe.up_proj[...], moe.down_proj[...]
+        self.routed, _, width = gate.shape
+        if moe.shared is not None:
+            apart = lambda w: jnp.swapaxes(w[...].reshape(w.shape[0], -1, width), 0, 1)  # noqa: E731 [S, D, F]
+            gate = jnp.concatenate([gate, apart(moe.shared.gate_proj)])
+            up = jnp.concatenate([up, apart(moe.shared.up_proj)])
+            down = jnp.concatenate([down, moe.shared.down_proj[...].reshape(-1, *down.shape[1:])])
+        into = jnp.swapaxes(jnp.stack([gate, up]), 2, 3)
+        self.router = moe.router
+        self.in_proj = nnx.Param(constrain(into, None, None, "moe_mlp", None))  # [2, E, F, D]
+        self.out_proj = nnx.Param(constrain(jnp.moveaxis(down, 2, 0), None, None, "moe_mlp"))  # [D, E, F]
+
+    def __call__(
+        self,
+        x: Float[Array, "A B D"],
+        names: tuple[str, str],
+        mask: Bool[Array, "A B"] | None = None,
+        experts: Int[Array, "A B k"] | None = None,
+    ) -> tuple[Float[Array, "A B D"], Routing]:
+        weights, routing = self.router(x, mask, experts)
+        tokens = x.shape[0] * x.shape[1]
+        number = jnp.arange(self.out_proj.shape[1])[:, None]
+        chosen = (routing.experts.reshape(tokens, -1) == number[..., None]).astype(weights.dtype)  # [E, N, k]
+        share = jnp.einsum("enk,nk->en", chosen, weights.reshape(tokens, -1)) + (number >= self.routed)
+        gate, up = matmul(self.in_proj[...].astype(x.dtype), x.reshape(tokens, -1).T)
+        hidden = jax.nn.silu(gate) * up
+        # By `where`: 0 times what overflows in an expert that was not chosen would be NaN.
+        share = share[:, None]
+        hidden = jnp.where(share != 0, hidden.astype(share.dtype) * share, 0).astype(x.dtype)
+        y = matmul(self.out_proj[...].astype(x.dtype), hidden, 2)
+        # The barrier keeps XLA from turning the product round again, to have its result transposed.
+        return lax.optimization_barrier(y).T.reshape(x.shape), routing
 
 
 def balance_bias(bias: Float[Array, "*L E"], load: Float[Array, "*L E"], rate: float) -> Float[Array, "*L E"]:

@@ -145,14 +145,13 @@ def fine_tune(config: FineTuningConfig, task: FineTuning) -> Path:
     from r1jax.checkpoints.model import DESCRIPTION, describe
     from r1jax.checkpoints.run import RunCheckpoints
     from r1jax.evaluation.report import write_report
-    from r1jax.runtime import compile_cache, keep_host_memory
+    from r1jax.runtime import compile_cache
     from r1jax.training.loop import Runtime, train_supervised
     from r1jax.training.metrics import MetricsLog
     from r1jax.training.optimizer import make_optimizer
     from r1jax.training.programs import Programs
     from r1jax.training.state import abstract_state, init_state, model_graph
 
-    keep_host_memory()
     console = Console()
     mesh = sharding.make_mesh(vars(config.mesh))
     layout = sharding.Layout(mesh, "learn")

@@ -23,7 +23,7 @@ from r1jax.recipes.reinforcement import check_divides, check_rl_layout, held_out
 from r1jax.recipes.run_folder import alone, open_run
 from r1jax.rewards import exact_answer_reward, format_reward
 from r1jax.rewards.arithmetic import answer_text
-from r1jax.runtime import compile_cache, keep_host_memory
+from r1jax.runtime import compile_cache
 from r1jax.training.loop import Runtime
 from r1jax.training.metrics import MetricsLog
 from r1jax.training.programs import Programs
@@ -38,7 +38,6 @@ def run(config: R1ZeroConfig) -> Path:
     Raises:
       R1JaxError: in one sentence, whatever a person can mend. What was saved before stays valid.
     """
-    keep_host_memory()
     console = Console()
     mesh = sharding.make_mesh(vars(config.mesh))
     check_layout(config, mesh)

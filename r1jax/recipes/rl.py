@@ -119,13 +119,12 @@ def run(config: RLConfig) -> Path:
     from r1jax.evaluation.report import write_report
     from r1jax.recipes.reinforcement import check_rl_layout, held_out_batches, reinforce, reward_functions
     from r1jax.recipes.weights import begin, keep_model
-    from r1jax.runtime import compile_cache, keep_host_memory
+    from r1jax.runtime import compile_cache
     from r1jax.training.loop import Runtime
     from r1jax.training.metrics import MetricsLog
     from r1jax.training.programs import Programs
     from r1jax.training.state import model_graph
 
-    keep_host_memory()
     console = Console()
     mesh = sharding.make_mesh(vars(config.mesh))
     check_rl_layout(config, mesh)

@@ -99,7 +99,6 @@ def make_decoding(
         p = prompts.shape[0]
         limits = jnp.minimum(max_lengths, slots)[:, None]
         logits, entries, routing = model.prefill(prompts, prompt_lengths)
-        entries = tuple(constrain(e, None, "prompt", *(None,) * (e.ndim - 2)) for e in entries)
         rollout = empty_rollout(p, group, slots, pad_id)
         if record_experts and routing is not None:
             layers, k = routing.experts.shape[0], routing.experts.shape[-1]
@@ -124,9 +123,9 @@ def make_decoding(
         until: Int[Array, ""] | None = None,
     ) -> Decoding:
         model: Decoder = nnx.merge(graph, state)
-        stacks = model.decode_stacks()
+        stacks = model.decode_stacks(decoding.finished.size)
         limits = jnp.minimum(max_lengths, slots)[:, None]
-        prompt_mask = jnp.arange(decoding.cache.prompt[0].shape[2]) < prompt_lengths[:, None]
+        prompt_mask = jnp.arange(model.prompt_slots(decoding.cache)) < prompt_lengths[:, None]
 
         def body(loop: Decoding) -> Decoding:
             drawn = draw(config, jax.random.fold_in(key, loop.step), allowed_logits(loop.logits, allowed))

@@ -108,9 +108,9 @@ def make_speculative_sampler(
 
         # The prompt, and the first token, which nothing has drafted.
         trunk = model.trunk(prompts, want_entries=True, names=("prompt", "length"))
-        stacks, entries = model.decode_stacks(), model.by_stack(trunk.entries)
-        entries = tuple(constrain(e, None, "prompt", *(None,) * (e.ndim - 2)) for e in entries)
+        stacks, entries = model.decode_stacks(2 * p * group), model.by_stack(trunk.entries)
         module_entries = model.draft_prefill(prompts, trunk.hidden)
+        model.prepare_draft(2 * p * group)
         last_state = jnp.take_along_axis(trunk.hidden, (prompt_lengths - 1)[:, None, None], axis=1)
         last_state = jnp.broadcast_to(last_state, (p, group, last_state.shape[-1]))
         logp, log_mass = of(last_state)

@@ -46,9 +46,8 @@ def run(config: R1Config, only: str | None = None, start: str | None = None) -> 
     from r1jax import sharding
     from r1jax.evaluation.report import write_report
     from r1jax.rewards.sandbox import shared_sandbox
-    from r1jax.runtime import compile_cache, keep_host_memory
+    from r1jax.runtime import compile_cache
 
-    keep_host_memory()
     console = Console()
     config = dataclasses.replace(config, run_dir=config.run_dir.absolute())
     sharding.make_mesh(vars(config.mesh))  # one that cannot be made must not wait for a stage
