@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 
 from r1jax.models import experts as ex
 from r1jax.models.layers import Embedding, matmul
-from r1jax.models.moe import EveryExpert, MoE, Router, RouterBias, balance_bias
+from r1jax.models.moe import EveryExpert, MoE, Router, RouterBias, balance_bias, top_k
 
 D = 8
 CONFIG = tiny_config(hidden_size=D, moe_intermediate_size=4)
@@ -125,6 +125,15 @@ def test_routing_equals_the_reference(seed):
 @jax.jit
 def _route(state, x):
     return nnx.merge(nnx.graphdef(moe_layer().router), state)(x, None, None)
+
+
+@given(st.lists(st.sampled_from([-np.inf, -1.5, -0.25, 0.0, 0.5, 2.0]), min_size=1, max_size=12), st.data())
+@settings(max_examples=100, deadline=None)
+def test_top_k_among_few_is_lax_top_k(values, data):
+    """Ties, of which the first wins, and -inf, which a group left out has."""
+    x, k = jnp.array(values, jnp.float32), data.draw(st.integers(1, len(values)))
+    for got, want in zip(top_k(x, k), jax.lax.top_k(x, k), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 # Dropless: the batch is nobody's business.

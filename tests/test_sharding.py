@@ -1,6 +1,7 @@
 """Meshes: the same function on eight devices as on one, and parameters that really are split."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,10 @@ from jax.sharding import PartitionSpec
 from test_models_decode import cached_logits
 
 from r1jax import sharding
+from r1jax.configs.training import SamplingConfig
 from r1jax.errors import ConfigError
 from r1jax.losses.logprobs import next_token_logprobs
+from r1jax.sampling.sampler import make_sampler
 from r1jax.sharding import make_mesh, state_shardings
 
 MESHES = {
@@ -80,6 +83,24 @@ def test_sampling_on_a_mesh(mesh):
     state = random_state(CONFIG)
     want = cached_logits(CONFIG, state, prompts=8)
     assert relative_error(cached_logits(CONFIG, state, make_layout(MESHES[mesh], "sample"), prompts=8), want) < ROUNDING
+
+
+def test_the_rows_of_a_data_mesh_are_sampled_apart():
+    """Devices that each hold all weights tell each other only whether they have ended: `lax.top_k`, which XLA on CPU
+    does not split, would gather every router's scores."""
+    layout = make_layout(MESHES["data 8"], "sample")
+    sampler = make_sampler(graphdef(CONFIG), SamplingConfig(max_completion_length=4, num_generations=1), (1,), 0)
+
+    @jax.jit
+    def run(*args):
+        with sharding.use(layout):
+            return sampler(*args)
+
+    whole, rows = layout.replicated, layout.sharding(("prompt",))
+    state, allowed, key = jax.device_put((random_state(CONFIG), np.ones(64, bool), jax.random.key(0)), whole)
+    prompts = jax.device_put((random_tokens((8, 6)), np.full(8, 6, np.int32), np.full(8, 4, np.int32)), rows)
+    text = run.lower(state, *prompts, allowed, key).compile().as_text()
+    assert set(re.findall(r"all-gather|all-to-all|collective-permute|all-reduce", text)) == {"all-reduce"}
 
 
 def test_a_rollout_needs_no_more_prompts_than_hold_them():

@@ -157,9 +157,12 @@ def programs(model: ModelConfig, config: GRPOConfig, prompt: int, mesh: Mesh) ->
     copy = jax.eval_shape(lambda s: sharding.relay(s, sample, model.dtype), state.model_state)
     copy = shapes(copy, sharding.state_shardings(copy, sample))
     step = (p, config.num_generations)
-    cache, mask = jax.eval_shape(lambda s, t, n: _cache(graph, config, s, t, n), copy, prompts, lengths)
-    cache = shapes(cache, Cache(*(tuple(sample.sharding(names) for _ in part) for names, part in (
-        ((None, "prompt"), cache.prompt), ((None, "prompt", "group"), cache.completion)))))  # fmt: skip
+    with sharding.use(sample):
+        cache, mask = jax.eval_shape(lambda s, t, n: _cache(graph, config, s, t, n), copy, prompts, lengths)
+    axes = nnx.merge(graph, copy).cache_axes
+    places = [tuple(sample.sharding(axes(a, *rows)) for a in part) for rows, part in (
+        (("prompt",), cache.prompt), (("prompt", "group"), cache.completion))]  # fmt: skip
+    cache = shapes(cache, Cache(*places))
     row = array(step, jnp.int32, "prompt", "group")
     mask = array(mask.shape, bool, "prompt", None)
 

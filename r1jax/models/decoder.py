@@ -204,8 +204,12 @@ class Decoder(nnx.Module):
 
     def _of_prompts(self, entries: Float[Array, "*L P S *E"]) -> Float[Array, "*L P S *E"]:
         """Laid out as a cache holds them."""
-        tail = (None,) * (1 + self._entry_rank)
-        return constrain(entries, *(None,) * (entries.ndim - 1 - len(tail)), "prompt", *tail)
+        return constrain(entries, *self.cache_axes(entries, "prompt"))
+
+    def cache_axes(self, entries: Array, *rows: str) -> tuple[str | None, ...]:
+        """The logical axes of a cache's array, of which `rows` are those between layers and slots."""
+        behind = (None,) * (1 + self._entry_rank)  # slots and what each holds
+        return (None,) * (entries.ndim - len(rows) - len(behind)) + rows + behind
 
     def prompt_slots(self, cache: Cache) -> int:
         """S, of the prompts in a cache."""
@@ -384,8 +388,8 @@ class Decoder(nnx.Module):
 
         def room(e: Array) -> Array:
             at = e.ndim - 1 - self._entry_rank  # of S
-            shape = (*e.shape[:at], group, slots, *e.shape[at + 1 :])
-            return constrain(jnp.zeros(shape, e.dtype), *(None,) * (at - 1), *ROWS, *(None,) * (1 + self._entry_rank))
+            empty = jnp.zeros((*e.shape[:at], group, slots, *e.shape[at + 1 :]), e.dtype)
+            return constrain(empty, *self.cache_axes(empty, *ROWS))
 
         return tuple(room(e) for e in entries)
 

@@ -133,17 +133,19 @@ class EveryExpert(nnx.Module):
     """
 
     def __init__(self, moe: MoE):
-        gate, up, down = moe.gate_proj[...], moe.up_proj[...], moe.down_proj[...]
-        self.routed, _, width = gate.shape
-        if moe.shared is not None:
-            apart = lambda w: jnp.swapaxes(w[...].reshape(w.shape[0], -1, width), 0, 1)  # noqa: E731 [S, D, F]
-            gate = jnp.concatenate([gate, apart(moe.shared.gate_proj)])
-            up = jnp.concatenate([up, apart(moe.shared.up_proj)])
-            down = jnp.concatenate([down, moe.shared.down_proj[...].reshape(-1, *down.shape[1:])])
-        into = jnp.swapaxes(jnp.stack([gate, up]), 2, 3)
+        self.routed, d, width = moe.gate_proj.shape
+
+        def stacked(routed: nnx.Param, shared: nnx.Param | None) -> list[Array]:  # [E, D, F] or [S, D, F], turned round
+            parts = [jnp.swapaxes(routed[...], 1, 2)]
+            return parts + ([] if shared is None else [shared[...].T.reshape(-1, width, d)])
+
+        s = moe.shared
+        into = stacked(moe.gate_proj, s and s.gate_proj) + stacked(moe.up_proj, s and s.up_proj)
+        into = jnp.concatenate(into).reshape(2, -1, width, d)  # one concatenation: nested ones take XLA far longer
+        out = jnp.concatenate([moe.down_proj[...].reshape(-1, d)] + ([] if s is None else [s.down_proj[...]]))
         self.router = moe.router
         self.in_proj = nnx.Param(constrain(into, None, None, "moe_mlp", None))  # [2, E, F, D]
-        self.out_proj = nnx.Param(constrain(jnp.moveaxis(down, 2, 0), None, None, "moe_mlp"))  # [D, E, F]
+        self.out_proj = nnx.Param(constrain(out.T.reshape(d, -1, width), None, None, "moe_mlp"))  # [D, E, F]
 
     def __call__(
         self,
