@@ -143,6 +143,7 @@ def main(options: Options) -> None:
     seconds: dict[str, list[float]] = {"r1jax": [], "transformers": []}
     for _ in range(options.repeats):
         for name, run in (("r1jax", ours), ("transformers", reference)):
+            time.sleep(0.5)  # the other's idle threads still spin for a while
             start = time.monotonic()
             run()
             seconds[name].append(time.monotonic() - start)

@@ -127,7 +127,8 @@ def make_decoding(
         limits = jnp.minimum(max_lengths, slots)[:, None]
         prompt_mask = jnp.arange(model.prompt_slots(decoding.cache)) < prompt_lengths[:, None]
 
-        def body(loop: Decoding) -> Decoding:
+        def body(carry: tuple[Decoding, Bool[Array, ""]]) -> tuple[Decoding, Bool[Array, ""]]:
+            loop, _ = carry
             drawn = draw(config, jax.random.fold_in(key, loop.step), allowed_logits(loop.logits, allowed))
             alive = ~loop.finished
             tokens = jnp.where(alive, drawn.tokens, pad_id).astype(jnp.int32)
@@ -150,13 +151,15 @@ def make_decoding(
             if r.experts is not None:
                 r = r.replace(experts=lax.dynamic_update_slice_in_dim(r.experts, chosen[:, :, :, None], loop.step, 3))
             finished = loop.finished | stopped | full
-            return Decoding(loop.step + 1, constrain(logits, *ROWS, None), finished, cache, r)
+            # Asked here and not between steps, so that devices which must hear from each other go on meanwhile.
+            more = ~finished.all()
+            return Decoding(loop.step + 1, constrain(logits, *ROWS, None), finished, cache, r), more
 
-        def unfinished(loop: Decoding) -> Bool[Array, ""]:
-            more = ~loop.finished.all()
+        def unfinished(carry: tuple[Decoding, Bool[Array, ""]]) -> Bool[Array, ""]:
+            loop, more = carry
             return more if until is None else more & (loop.step < until)
 
-        return lax.while_loop(unfinished, body, decoding)
+        return lax.while_loop(unfinished, body, (decoding, ~decoding.finished.all()))[0]
 
     return begin, advance
 
