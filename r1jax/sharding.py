@@ -44,6 +44,7 @@ RULES: dict[str, dict[str, Axes]] = {
     "learn": _COMMON | {"embed": ("fsdp",), "lora": ("fsdp",), "moe_mlp": ("tensor",)},
     "sample": _COMMON | {"embed": (), "lora": (), "moe_mlp": ("fsdp", "tensor")},
 }
+# Logical axes that split weights, as a table in `RULES` has them.
 WEIGHT_AXES = ("heads", "kv_heads", "mlp", "vocab", "expert", "embed", "lora", "moe_mlp")
 
 

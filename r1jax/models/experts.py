@@ -132,7 +132,7 @@ def choose_tile(rows: int, num_experts: int) -> int:
 
 
 def few_tokens(tokens: int, top_k: int, num_experts: int) -> bool:
-    """Whether the tiled backend would multiply half as many rows as there are of every token with every expert."""
+    """Whether the tiled backend would multiply at least half as many rows as every token with every expert makes."""
     tile = choose_tile(tokens * top_k, num_experts)
     return tokens * num_experts <= 2 * (-(-tokens * top_k // tile) + num_experts) * tile
 

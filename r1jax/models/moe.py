@@ -14,7 +14,7 @@ from r1jax.models.experts import few_tokens, routed_experts
 from r1jax.models.layers import MLP, matmul, parameter
 from r1jax.sharding import constrain
 
-MOST_TO_COMPARE = 32
+MOST_TO_COMPARE = 32  # router scores among which `top_k` compares each with each
 
 
 class RouterBias(nnx.Variable):
