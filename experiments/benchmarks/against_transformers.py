@@ -6,8 +6,8 @@ A random checkpoint is written in the published layout and read by both. *First 
 logits of every prompt, compilation included (r1jax's is given once with an empty compilation cache and once with a
 filled one; imports are left out). *Decode* is greedy, a batch of 16 ragged prompts and 128 new tokens, no stop token,
 prefill included; the two take turns and the medians are compared, so that a noisy machine troubles both. r1jax splits
-the batch over a mesh of simulated devices, one for each of two cores, as products of so few rows keep one core busy
-and not two; transformers has its own threads on the same cores.
+the batch over a mesh of simulated devices, one for each of two cores, which for so few rows is faster than to split
+each product (`--devices 1`); transformers has its own threads on the same cores.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def main(options: Options) -> None:
     seconds: dict[str, list[float]] = {"r1jax": [], "transformers": []}
     for _ in range(options.repeats):
         for name, run in (("r1jax", ours), ("transformers", reference)):
-            time.sleep(0.5)  # the other's idle threads still spin for a while
+            time.sleep(0.5)  # so that the other's threads are at rest
             start = time.monotonic()
             run()
             seconds[name].append(time.monotonic() - start)

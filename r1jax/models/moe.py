@@ -12,7 +12,6 @@ from r1jax import sharding
 from r1jax.configs.model import ModelConfig
 from r1jax.models.experts import few_tokens, routed_experts
 from r1jax.models.layers import MLP, matmul, parameter
-from r1jax.sharding import constrain
 
 MOST_TO_COMPARE = 32  # router scores among which `top_k` compares each with each
 
@@ -31,7 +30,7 @@ class Routing:
 
 
 def top_k(x: Float[Array, "*B E"], k: int) -> tuple[Float[Array, "*B k"], Int[Array, "*B k"]]:
-    """`lax.top_k`. Among few it compares each with each, because XLA on CPU runs `lax.top_k` on one device only."""
+    """`lax.top_k`. Among few it compares each with each: on CPU XLA gathers what `lax.top_k` is given."""
     n = x.shape[-1]
     if n > MOST_TO_COMPARE:
         return lax.top_k(x, k)
@@ -141,11 +140,11 @@ class EveryExpert(nnx.Module):
 
         s = moe.shared
         into = stacked(moe.gate_proj, s and s.gate_proj) + stacked(moe.up_proj, s and s.up_proj)
-        into = jnp.concatenate(into).reshape(2, -1, width, d)  # one concatenation: nested ones take XLA far longer
+        into = jnp.concatenate(into).reshape(2, -1, width, d)
         out = jnp.concatenate([moe.down_proj[...].reshape(-1, d)] + ([] if s is None else [s.down_proj[...]]))
         self.router = moe.router
-        self.in_proj = nnx.Param(constrain(into, None, None, "moe_mlp", None))  # [2, E, F, D]
-        self.out_proj = nnx.Param(constrain(out.T.reshape(d, -1, width), None, None, "moe_mlp"))  # [D, E, F]
+        self.in_proj = nnx.Param(into)  # [2, E, F, D]
+        self.out_proj = nnx.Param(out.T.reshape(d, -1, width))  # [D, E, F]
 
     def __call__(
         self,
