@@ -6,6 +6,7 @@ from pathlib import Path
 
 import r1jax
 from r1jax.errors import ConfigError, exit_on_error
+from r1jax.runtime import use_huge_pages
 
 
 def r1_zero(args: Sequence[str]) -> None:
@@ -166,6 +167,8 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit status 0, or 2 after one sentence on stderr about what to change."""
+    if argv is None:
+        use_huge_pages()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())

@@ -1,0 +1,51 @@
+"""What a process sets up before its first computation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1jax import runtime
+
+CODE = "import os, sys; from r1jax.runtime import use_huge_pages; use_huge_pages(); "
+
+
+@pytest.mark.skipif("[madvise]" not in runtime._on_request(), reason="huge pages are not on request here")
+def test_a_process_starts_anew_once_with_its_arguments():
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment.pop("GLIBC_TUNABLES", None)
+    code = CODE + "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], 'jax' in sys.modules)"
+    call = [sys.executable, "-X", "utf8", "-c", code, "a b", "--c"]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "glibc.malloc.hugetlb=1 ['a b', '--c'] False\n"
+
+
+@pytest.mark.parametrize(
+    ("enabled", "before", "after"),
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.check=0", "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", None),
+        ("[always] madvise never", None, None),
+        ("always madvise [never]", None, None),
+        (None, None, None),  # not Linux
+    ],
+)
+def test_only_where_it_changes_something_and_nobody_decided(tmp_path, monkeypatch, enabled, before, after):
+    file, calls = tmp_path / "enabled", []
+    if enabled is not None:
+        file.write_text(enabled)
+    monkeypatch.setattr(runtime, "TRANSPARENT_HUGE_PAGES", file)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", before)
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    runtime.use_huge_pages()
+    if after is None:
+        assert not calls
+    else:
+        [(program, argv, environment)] = calls
+        assert (program, argv) == (sys.executable, sys.orig_argv)
+        assert environment == os.environ | {"GLIBC_TUNABLES": after}
