@@ -50,5 +50,5 @@ setup(
         "parity": ["torch>=2.7,<3", "transformers>=5.20,<6"],
         "bench": ["py-spy>=0.4,<0.5"],
     },
-    entry_points={"console_scripts": ["r1jax=r1jax.cli:main"]},
+    entry_points={"console_scripts": ["r1jax=r1jax.cli:start"]},
 )

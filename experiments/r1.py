@@ -5,8 +5,10 @@ stopped, and ends by printing the path of report.html.
 """
 
 from r1jax.errors import exit_on_error
+from r1jax.runtime import use_huge_pages
 
 if __name__ == "__main__":
+    use_huge_pages()
     with exit_on_error():
         from r1jax.recipes.r1 import chain
         from r1jax.recipes.r1.config import parse_r1

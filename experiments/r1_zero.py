@@ -5,8 +5,10 @@ pays: minutes, on two CPU cores. It goes on where it was stopped, and ends by pr
 """
 
 from r1jax.errors import exit_on_error
+from r1jax.runtime import use_huge_pages
 
 if __name__ == "__main__":
+    use_huge_pages()
     with exit_on_error():
         from r1jax.recipes import r1_zero
         from r1jax.recipes.config import parse_r1_zero

@@ -166,9 +166,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. Exit status 0, or 2 after one sentence on stderr about what to change."""
-    if argv is None:
-        use_huge_pages()
+    """Runs a command. Exit status 0, or 2 after one sentence on stderr about what to change."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -184,5 +182,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         COMMANDS[name](args)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """The process `r1jax`, and nothing else: it may start itself anew."""
+    use_huge_pages()
     main()
+
+
+if __name__ == "__main__":
+    start()

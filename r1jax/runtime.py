@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_ANEW = "R1JAX_STARTED_ANEW"  # in the environment of a process that has been: never twice
 
 
 def use_huge_pages() -> None:
@@ -14,15 +16,15 @@ def use_huge_pages() -> None:
 
     XLA on CPU takes the scratch memory of a step from the system and gives it back after. Handed out in pages of 4 KB,
     zeroed one by one, that is a quarter of the processor time of a training step. glibc reads the setting when a
-    process starts. Call it first of all, from a process's own script: nothing that has been done before is kept.
-    What GLIBC_TUNABLES already says about huge pages stands.
+    process starts. For the first line of a script that is the whole process, before it has read or written anything.
+    What GLIBC_TUNABLES already says about huge pages stands, so that `glibc.malloc.hugetlb=0` there keeps this away.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" in tunables or "[madvise]" not in _on_request():
+    if _ANEW in os.environ or "glibc.malloc.hugetlb" in tunables or "[madvise]" not in _on_request():
         return
     asked = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-    sys.stdout.flush()
-    os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": asked})
+    with contextlib.suppress(OSError):  # then it goes on as it is
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": asked, _ANEW: "1"})
 
 
 def _on_request() -> str:

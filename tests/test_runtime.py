@@ -15,7 +15,8 @@ CODE = "import os, sys; from r1jax.runtime import use_huge_pages; use_huge_pages
 @pytest.mark.skipif("[madvise]" not in runtime._on_request(), reason="huge pages are not on request here")
 def test_a_process_starts_anew_once_with_its_arguments():
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    environment.pop("GLIBC_TUNABLES", None)
+    for name in ("GLIBC_TUNABLES", "R1JAX_STARTED_ANEW"):
+        environment.pop(name, None)
     code = CODE + "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], 'jax' in sys.modules)"
     call = [sys.executable, "-X", "utf8", "-c", code, "a b", "--c"]
     done = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
@@ -38,14 +39,24 @@ def test_only_where_it_changes_something_and_nobody_decided(tmp_path, monkeypatc
     if enabled is not None:
         file.write_text(enabled)
     monkeypatch.setattr(runtime, "TRANSPARENT_HUGE_PAGES", file)
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for name in ("GLIBC_TUNABLES", "R1JAX_STARTED_ANEW"):
+        monkeypatch.delenv(name, raising=False)
     if before is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", before)
-    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
-    runtime.use_huge_pages()
+
+    def execve(*call):
+        calls.append(call)
+        raise OSError("no such program")
+
+    monkeypatch.setattr(os, "execve", execve)
+    runtime.use_huge_pages()  # goes on where it cannot
     if after is None:
         assert not calls
     else:
         [(program, argv, environment)] = calls
         assert (program, argv) == (sys.executable, sys.orig_argv)
-        assert environment == os.environ | {"GLIBC_TUNABLES": after}
+        assert environment == os.environ | {"GLIBC_TUNABLES": after, "R1JAX_STARTED_ANEW": "1"}
+        # Never twice, though the setting may be dropped, as where a program has more rights than its user.
+        monkeypatch.setenv("R1JAX_STARTED_ANEW", "1")
+        runtime.use_huge_pages()
+        assert len(calls) == 1
