@@ -46,6 +46,7 @@ def cached_logits(config, state, layout: Layout | None = None, prompts=4):
             model = nnx.merge(graphdef(config), state)
             first, entries, *_ = model.prefill(tokens, lengths)
             cache = Cache(entries, model.empty_completions(entries, GROUP, STEPS))
+            model.prepare_decoding(prompts * GROUP)
 
             def step(cache, i):
                 positions = jnp.broadcast_to(lengths[:, None] + i, (len(lengths), GROUP))
@@ -126,6 +127,7 @@ def test_several_tokens_a_row_at_slots_of_its_own_equal_the_full_forward(name, m
 
 def decode_two(config, state, pair, positions, cache, mask, at):
     model = nnx.merge(graphdef(config), state)
+    model.prepare_decoding(pair.size)
     hidden, cache, _ = model.decode_several(pair, positions, cache, mask, at)
     return model.logits(hidden), cache
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,6 +13,7 @@ from hf_folders import deepseek_folder
 from r1jax.configs.training import SamplingConfig
 from r1jax.data.hf_tokenizer import load_tokenizer
 from r1jax.errors import ConfigError, DataError
+from r1jax.models import decoder
 from r1jax.sampling.generator import Generator
 
 SLOTS = 6
@@ -81,14 +83,14 @@ def greedy(allowed):
 
 def test_greedy_completions_are_those_of_whole_forward_passes(make, tokenizer):
     generator, seen = make(stops=(383,)), []
-    sample = generator._sample
+    programs = generator._programs
 
     def spy(state, prompts, *rest):
-        out = sample(state, prompts, *rest)
+        out = programs.sample(state, prompts, *rest)
         seen.append((prompts.shape, np.asarray(out.lengths).ravel().tolist()))
         return out
 
-    generator._sample = spy
+    generator._programs = programs._replace(sample=spy)
     drawn = draw(generator)
     assert tokens(drawn) == greedy(tuple(np.flatnonzero(tokenizer.valid_ids(384))))
     # Buckets hold the lengths that they are called by, and rows without a prompt draw nothing.
@@ -98,8 +100,12 @@ def test_greedy_completions_are_those_of_whole_forward_passes(make, tokenizer):
     assert generator.statistics.accepted == 0
 
 
-def test_a_mesh_draws_the_same(make, tokenizer):
-    generator = make(n=2, stops=(383,), mesh={"data": 2, "expert": 2, "tensor": 2}, batch_size=2)
+@pytest.mark.parametrize("mesh", [{"data": 2, "expert": 2, "tensor": 2}, {"data": 2}])
+def test_a_mesh_draws_the_same(make, tokenizer, mesh):
+    """Also where each device has all weights, which are prepared there."""
+    generator = make(n=2, stops=(383,), mesh=mesh, batch_size=2)
+    apart = jax.tree.leaves(generator._programs.state.get("apart", {}))
+    assert bool(apart) == ("tensor" not in mesh) and all(leaf.sharding.is_fully_replicated for leaf in apart)
     drawn = tokens(draw(generator, [PROMPTS[i] for i in SHORT]))
     expected = greedy(tuple(np.flatnonzero(tokenizer.valid_ids(384))))
     assert drawn == {at: expected[i] * 2 for at, i in enumerate(SHORT)}
@@ -184,10 +190,26 @@ def test_what_cannot_work_is_refused_in_one_sentence(make):
     assert generator.statistics.tokens == 0
 
 
+def buffers(state) -> set[int]:
+    return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)}
+
+
+@pytest.mark.parametrize("speculative", [False, True])
+def test_weights_are_held_once_but_for_small_layers_which_are_prepared_once(make, monkeypatch, speculative):
+    generator = make(speculative=speculative)
+    state = generator._programs.state
+    assert buffers(state) > buffers(generator._weights[1])
+    assert set(state["apart"]) == ({"blocks", "mtp"} if speculative else {"blocks"})
+    assert set(state["apart"]["blocks"][1]["mlp"]) == {"router", "in_proj", "out_proj"}  # all experts at once
+    monkeypatch.setattr(decoder, "LAYERS_APART", 0)
+    generator = make(speculative=speculative)
+    assert buffers(generator._programs.state) == buffers(generator._weights[1])
+
+
 def test_other_settings_share_the_weights_and_draw_as_a_generator_of_their_own(make):
     first = make(1.0, n=2, config=DENSE)
     other = first.with_sampling(SamplingConfig(0.7, num_generations=3, max_completion_length=SLOTS), 2)
-    assert other.state is first.state
+    assert buffers(first._weights[1]) == buffers(first._programs.state) & buffers(other._programs.state)
     drawn = tokens(draw(other, PROMPTS[:3]))
     assert drawn == tokens(draw(make(0.7, n=3, config=DENSE, batch_size=2), PROMPTS[:3]))
     assert {len(rows) for rows in drawn.values()} == {3} and first.statistics.tokens == 0

@@ -5,9 +5,10 @@
 A random checkpoint is written in the published layout and read by both. *First logits* is from the folder to the
 logits of every prompt, compilation included (r1jax's is given once with an empty compilation cache and once with a
 filled one; imports are left out). *Decode* is greedy, a batch of 16 ragged prompts and 128 new tokens, no stop token,
-prefill included; the two take turns and the medians are compared, so that a noisy machine troubles both. r1jax splits
-the batch over a mesh of simulated devices, one for each of two cores, which for so few rows is faster than to split
-each product (`--devices 1`); transformers has its own threads on the same cores.
+prefill included (r1jax's weights are prepared for decoding once, as `Generator` does); the two take turns and the
+medians are compared, so that a noisy machine troubles both. r1jax splits the batch over a mesh of simulated devices,
+one for each of two cores, which for so few rows is faster than to split each product (`--devices 1`); transformers has
+its own threads on the same cores.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from r1jax.errors import ConfigError, exit_on_error
+from r1jax.runtime import use_huge_pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ def main(options: Options) -> None:
     from r1jax.configs.presets import model_preset
     from r1jax.configs.training import SamplingConfig
     from r1jax.models.decoder import Decoder
-    from r1jax.sampling.sampler import make_sampler
+    from r1jax.sampling.sampler import make_sampler, prepare_sampling
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -112,6 +114,10 @@ def main(options: Options) -> None:
     graph, state = nnx.split(model)
     sampling = SamplingConfig(temperature=0.0, num_generations=1, max_completion_length=options.tokens)
     layout = sharding.Layout(sharding.make_mesh({"data": options.devices}), "sample")
+    whole, rows = layout.replicated, layout.sharding(("prompt",))
+    state, allowed, key = jax.device_put((state, np.ones(config.vocab_size, bool), jax.random.key(0)), whole)
+    with sharding.use(layout):  # as `Generator` does
+        graph, state = prepare_sampling(graph, state, options.batch)
     sampler = make_sampler(graph, sampling, stop_ids=(), pad_id=0)
 
     @jax.jit
@@ -119,8 +125,6 @@ def main(options: Options) -> None:
         with sharding.use(layout):
             return sampler(*args)
 
-    whole, rows = layout.replicated, layout.sharding(("prompt",))
-    state, allowed, key = jax.device_put((state, np.ones(config.vocab_size, bool), jax.random.key(0)), whole)
     limits = np.full(options.batch, options.tokens, np.int32)
     batch = jax.device_put((prompts, lengths, limits), rows)
     # transformers pads on the left.
@@ -169,5 +173,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--first-logits"]:
         first_logits_of_r1jax(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
+        use_huge_pages()
         with exit_on_error():
             main(tyro.cli(Options))

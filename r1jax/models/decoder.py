@@ -5,9 +5,6 @@ One definition serves learning, sampling and evaluation. Layers of a kind are st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -28,7 +25,7 @@ TOKENS = ("batch", "length")  # logical axes of whole sequences,
 PROMPTS = ("prompt", "length")  # of a rollout's prompts, which a group shares,
 ROWS = ("prompt", "group")  # and of one token per row of a rollout
 
-# Bytes of weights up to which decoding on CPU makes a copy of them, each layer by itself: see `decode_stacks`.
+# Bytes of weights up to which decoding on CPU makes a copy of them, each layer by itself: see `prepare_decoding`.
 LAYERS_APART = 256 << 20
 
 
@@ -53,6 +50,11 @@ class Block(nnx.Module):
         y, entry = self.attention(self.input_norm(x), cos, sin, segment_ids, names)
         x, routing = self._feed_forward(constrain(x + y, *names, None), names, mask, experts)
         return x, entry, routing
+
+    @property
+    def alone(self) -> bool:
+        """One layer, and not many of a kind with a leading axis in front of their arrays."""
+        return self.input_norm.weight.ndim == 1
 
     def prepare(self, tokens: int) -> None:
         """Brings the weights into the form in which to `decode` that many tokens at a time, many times."""
@@ -111,18 +113,10 @@ class Trunk:
 
 @struct.dataclass
 class Cache:
-    """The sampler's memory: one array for each of `Decoder.decode_stacks`, without L for a layer that stands alone."""
+    """The sampler's memory: one array for each stack of layers, or for each layer, then without L."""
 
     prompt: tuple[Float[Array, "*L P S *E"], ...]
     completion: tuple[Float[Array, "*L P G C *E"], ...]
-
-
-class Stack(NamedTuple):
-    """Layers of a kind, a leading axis in front of their arrays; or one layer alone, without."""
-
-    graph: nnx.GraphDef
-    state: nnx.State
-    alone: bool
 
 
 def _layers(state: nnx.State) -> int:
@@ -132,6 +126,18 @@ def _layers(state: nnx.State) -> int:
 def _side_by_side(x: Array) -> Array:
     """[P, G, Q] -> [P, G Q]: what everything but attention sees."""
     return x.reshape(x.shape[0], -1)
+
+
+class LayersApart(nnx.Module):
+    """Layers to decode with, and the prediction module to draft with; see `Decoder.prepare_decoding`."""
+
+    def __init__(self, blocks: list[Block], mtp: MTP | None, rows: int):
+        self.blocks = nnx.List(blocks)
+        for block in blocks:
+            block.prepare(rows)
+        if mtp is not None:
+            self.mtp = nnx.merge(*nnx.split(mtp))  # a copy: the module that there is takes whole sequences
+            self.mtp.block.prepare(rows)
 
 
 class Decoder(nnx.Module):
@@ -169,36 +175,39 @@ class Decoder(nnx.Module):
         """Each stack that exists, in order."""
         return [m for m in (self.dense_layers, self.moe_layers) if m is not None]
 
-    def decode_stacks(self, rows: int) -> list[Stack]:
-        """The stacks as decoding `rows` tokens at a time runs through them, to be made outside of the loop over steps.
+    def prepare_decoding(self, rows: int, draft: bool = False) -> None:
+        """Lays out, once for many steps, what `decode` and `draft` of `rows` tokens at a time run through, in `apart`.
 
         A scan over layers cuts each out of its stack, which on CPU copies it, at every step: that takes as long as the
         step itself. So where a copy of all weights is small, every layer stands alone, cut out once, its weights in the
-        form that suits so many rows. `by_stack` cuts what a prefill gives in the same way.
+        form that suits so many rows. Elsewhere, and for a model that has been prepared, there is nothing to do. For a
+        model that samples only: what it has prepared does not follow its weights.
         """
-        out = []
-        for graph, state in map(nnx.split, self._stacks()):
-            if not self._alone(state):
-                out.append(Stack(graph, state, alone=False))
-                continue
-            for i in range(_layers(state)):
-                block = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state))
-                if self._layers_apart():
-                    block.prepare(rows)
-                out.append(Stack(*nnx.split(block), alone=True))
-        return out
+        if self.layers_apart() and not hasattr(self, "apart"):
+            self.apart = LayersApart(self._parts(), self.mtp[0] if draft else None, rows)
 
-    def by_stack(self, entries: tuple[Float[Array, "L P S *E"], ...]) -> tuple[Float[Array, "*L P S *E"], ...]:
-        """A prompt's cache entries, given for dense and for MoE layers, in the parts of `decode_stacks`."""
+    def _parts(self) -> list[Block]:
+        """The stacks, or each layer of a stack by itself, as decoding goes through them."""
+        parts = []
+        for stack in self._stacks():
+            graph, state = nnx.split(stack)
+            alone = range(_layers(state)) if self._alone(state) else ()
+            layers = [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state)) for i in alone]
+            parts += layers or [stack]
+        return parts
+
+    def by_part(self, entries: tuple[Float[Array, "L P S *E"], ...]) -> tuple[Float[Array, "*L P S *E"], ...]:
+        """A prompt's cache entries, given for dense and for MoE layers, in the parts that decoding goes through."""
         parts = []
         for stack, e in zip(self._stacks(), entries, strict=True):
             parts += [*e] if self._alone(nnx.state(stack)) else [e]
         return tuple(self._of_prompts(e) for e in parts)
 
     def _alone(self, state: nnx.State) -> bool:
-        return _layers(state) == 1 or self._layers_apart()
+        return _layers(state) == 1 or self.layers_apart()
 
-    def _layers_apart(self) -> bool:
+    def layers_apart(self) -> bool:
+        """Whether decoding here takes every layer by itself, and is faster for `prepare_decoding`."""
         size = sum(leaf.nbytes for stack in self._stacks() for leaf in jax.tree.leaves(nnx.state(stack)))
         return jax.default_backend() == "cpu" and sharding.weights_whole() and size <= LAYERS_APART
 
@@ -296,7 +305,7 @@ class Decoder(nnx.Module):
         """Logits of the token after each prompt, the prompts' cache entries, and the routers' choices."""
         trunk = self.trunk(tokens, want_entries=True, names=PROMPTS)
         last = jnp.take_along_axis(trunk.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.logits(last), self.by_stack(trunk.entries), trunk.routing
+        return self.logits(last), self.by_part(trunk.entries), trunk.routing
 
     def decode(
         self,
@@ -305,11 +314,10 @@ class Decoder(nnx.Module):
         cache: Cache,
         prompt_mask: Bool[Array, "P S"],
         step: Int[Array, ""],
-        stacks: Sequence[Stack] | None = None,
     ) -> tuple[Float[Array, "P G V"], Cache, Int[Array, "L P G k"] | None]:
         """Reads one token per row, whose completion slot is `step`: next logits, the cache with it, its experts."""
         tokens, positions = tokens[..., None], positions[..., None]
-        x, cache, experts = self.decode_several(tokens, positions, cache, prompt_mask, step, stacks)
+        x, cache, experts = self.decode_several(tokens, positions, cache, prompt_mask, step)
         return self.logits(x[:, :, 0]), cache, experts
 
     def decode_several(
@@ -319,17 +327,17 @@ class Decoder(nnx.Module):
         cache: Cache,
         prompt_mask: Bool[Array, "P S"],
         step: Int[Array, "*PG"],
-        stacks: Sequence[Stack] | None = None,
     ) -> tuple[Float[Array, "P G Q D"], Cache, Int[Array, "L P G*Q k"] | None]:
         """Reads Q consecutive tokens per row into its slots from `step` on: final states, the cache, their experts.
 
-        `step` is one number for all rows, or each row's own; `stacks` are `decode_stacks`, made outside of a loop.
+        `step` is one number for all rows, or each row's own.
         """
         cos, sin = cos_sin(self.config, _side_by_side(positions))
         x = constrain(self.embed(_side_by_side(tokens)), *ROWS, None)
         completion, experts = [], []
-        stacks = self.decode_stacks(tokens.size) if stacks is None else stacks
-        for (graph, state, alone), prompt, written in zip(stacks, cache.prompt, cache.completion, strict=True):
+        parts = self.apart.blocks if hasattr(self, "apart") else self._parts()
+        for part, prompt, written in zip(parts, cache.prompt, cache.completion, strict=True):
+            (graph, state), alone = nnx.split(part), part.alone
 
             def layer(x, xs, graph=graph, alone=alone):
                 state, prompt, written = xs
@@ -357,12 +365,6 @@ class Decoder(nnx.Module):
         embedded = constrain(self.embed(jnp.roll(tokens, -1, axis=1)), *PROMPTS, None)
         return self._of_prompts(self.mtp[0](hidden, embedded, cos, sin, None, None, PROMPTS)[1])
 
-    def prepare_draft(self, rows: int) -> None:
-        """Does for the first prediction module what `decode_stacks` does for layers; no whole sequence can go through
-        it after that."""
-        if self._layers_apart():
-            self.mtp[0].block.prepare(rows)
-
     def draft(
         self,
         hidden: Float[Array, "P G Q D"],
@@ -378,7 +380,8 @@ class Decoder(nnx.Module):
         embedded = constrain(self.embed(_side_by_side(tokens)), *ROWS, None)
         hidden = constrain(hidden.reshape(embedded.shape), *ROWS, None)
         args = (cache.prompt[0], prompt_mask, cache.completion[0], step)
-        x, completion = self.mtp[0].decode(hidden, embedded, cos, sin, *args)
+        module = getattr(getattr(self, "apart", None), "mtp", self.mtp[0])
+        x, completion = module.decode(hidden, embedded, cos, sin, *args)
         return x.reshape(*tokens.shape, -1), cache.replace(completion=(completion,))
 
     def empty_completions(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from r1jax.configs.training import SamplingConfig
 from r1jax.data.tokenizer import Tokenizer
 from r1jax.errors import ConfigError, DataError, check_field
 from r1jax.models.decoder import Decoder
-from r1jax.sampling.sampler import make_decoding, make_sampler
+from r1jax.sampling.sampler import make_decoding, make_sampler, prepare_sampling
 from r1jax.sampling.speculative import make_speculative_sampler
 
 _SHORTEST = 16  # tokens; prompts are padded to this times a power of two, so that few programs are compiled
@@ -40,6 +40,13 @@ class Statistics:
     tokens: int = 0
     passes: int = 0  # through the trunk, of rows that had not ended: one a token; with drafts not the prompts'
     accepted: int = 0  # drafts among the tokens
+
+
+class _Programs(NamedTuple):
+    state: nnx.State  # of all three
+    sample: Callable[..., Any]
+    begin: Callable[..., Any]
+    advance: Callable[..., Any]
 
 
 class Generator:
@@ -70,21 +77,30 @@ class Generator:
         check_sampling(config, sampling, mesh, batch_size, speculative)
         self.config, self.tokenizer, self._speculative = config, tokenizer, speculative
         self.layout, self.key = sharding.Layout(mesh, "sample"), jax.random.key(seed)
-        self._graph, state = nnx.split(model)
-        self.state = self._jit(lambda state: sharding.relay(state, self.layout, config.dtype))(state)
+        graph, state = nnx.split(model)
+        self._weights = graph, self._jit(lambda state: sharding.relay(state, self.layout, config.dtype))(state)
         self._allowed = self._put(tokenizer.valid_ids(config.vocab_size), None)
         self._prepare(sampling, batch_size)
 
     def _prepare(self, sampling: SamplingConfig, batch_size: int) -> None:
         self.sampling, self.batch_size, self.statistics = sampling, batch_size, Statistics()
+        self.__dict__.pop("_programs", None)
+
+    @functools.cached_property
+    def _programs(self) -> _Programs:
+        """Made at the first use: of other settings' weights a generator may never draw."""
+        graph, state = self._weights
+        rows = self.batch_size * self.sampling.num_generations * (2 if self._speculative else 1)
+        with sharding.use(self.layout):
+            graph, state = prepare_sampling(graph, state, rows, self._speculative)
         make = make_speculative_sampler if self._speculative else make_sampler
-        stops = (self._graph, sampling, self.tokenizer.eos_ids, self.tokenizer.pad_id)
-        self._sample = self._jit(make(*stops))
-        begin, advance = make_decoding(*stops)
-        self._begin, self._advance = self._jit(begin), self._jit(advance, donate_argnums=(1,))
+        settings = (graph, self.sampling, self.tokenizer.eos_ids, self.tokenizer.pad_id)
+        begin, advance = make_decoding(*settings)
+        return _Programs(state, self._jit(make(*settings)), self._jit(begin), self._jit(advance, donate_argnums=(1,)))
 
     def with_sampling(self, sampling: SamplingConfig, batch_size: int) -> Generator:
-        """Another generator of the same weights, which it holds no second time. Raises `ConfigError` as this one."""
+        """Another generator of the same weights, which it holds no second time (but for those that `prepare_sampling`
+        makes anew). Raises `ConfigError` as this one."""
         check_sampling(self.config, sampling, self.layout.mesh, batch_size, self._speculative)
         other = copy.copy(self)
         other._prepare(sampling, batch_size)
@@ -103,13 +119,14 @@ class Generator:
         """
         for i, prompt in enumerate(prompts):
             self.check(prompt, f"prompt {i}")
+        programs = self._programs
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for number, start in enumerate(range(0, len(order), self.batch_size)):
             batch = order[start : start + self.batch_size]
             if done.issuperset(batch):
                 continue
             arrays = self._arrays([prompts[i] for i in batch])
-            out = jax.device_get(self._sample(self.state, *arrays, self._allowed, self._key(number)))
+            out = jax.device_get(programs.sample(programs.state, *arrays, self._allowed, self._key(number)))
             rollout, told = out if self._speculative else (out, None)
             self._count(rollout, told)
             yield [(i, completions(rollout, row)) for row, i in enumerate(batch) if i not in done]
@@ -118,12 +135,13 @@ class Generator:
         """Yields the tokens of one completion as they are drawn, up to `every` at a time; `turn` makes fresh noise."""
         self.check(prompt, "the conversation")
         tokens, lengths, limits = self._arrays([prompt])
-        decoding = self._begin(self.state, tokens, lengths, limits)
+        programs = self._programs
+        decoding = programs.begin(programs.state, tokens, lengths, limits)
         seen, capacity = 0, self.sampling.max_completion_length
         while seen < capacity:
             until = np.int32(min(seen + every, capacity))
             args = (lengths, limits, self._allowed, self._key(turn), until)
-            decoding = self._advance(self.state, decoding, *args)
+            decoding = programs.advance(programs.state, decoding, *args)
             drawn, length = (np.asarray(a)[0, 0] for a in (decoding.rollout.completions, decoding.rollout.lengths))
             yield drawn[seen:length].tolist()
             if length < until or bool(np.asarray(decoding.finished)[0, 0]):

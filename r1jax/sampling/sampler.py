@@ -72,6 +72,31 @@ def make_sampler(
     return sample
 
 
+def prepare_sampling(
+    graph: nnx.GraphDef, state: nnx.State, rows: int, draft: bool = False
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """What `graph` and `state` become for many calls of one sampler, which otherwise prepares itself in each of them.
+
+    Under the layout that the sampler is to run under, and not to be jitted: what need not change is handed on.
+
+    Args:
+      rows: prompts times group; twice as many to sample with drafts.
+      draft: prepare the prediction module too.
+    """
+    model: Decoder = nnx.merge(graph, state)
+    if not model.layers_apart():
+        return graph, state
+
+    @jax.jit
+    def prepare(state: nnx.State):
+        model: Decoder = nnx.merge(graph, state)
+        model.prepare_decoding(rows, draft)
+        return nnx.split(model.apart)
+
+    model.apart = nnx.merge(*prepare(state))
+    return nnx.split(model)
+
+
 def make_decoding(
     graph: nnx.GraphDef,
     config: SamplingConfig,
@@ -123,7 +148,7 @@ def make_decoding(
         until: Int[Array, ""] | None = None,
     ) -> Decoding:
         model: Decoder = nnx.merge(graph, state)
-        stacks = model.decode_stacks(decoding.finished.size)
+        model.prepare_decoding(decoding.finished.size)
         limits = jnp.minimum(max_lengths, slots)[:, None]
         prompt_mask = jnp.arange(model.prompt_slots(decoding.cache)) < prompt_lengths[:, None]
 
@@ -147,7 +172,7 @@ def make_decoding(
                 log_mass=put(r.log_mass, jnp.where(alive, drawn.log_mass, 0.0)),
             )
             positions = jnp.broadcast_to(prompt_lengths[:, None] + loop.step, tokens.shape)
-            logits, cache, chosen = model.decode(tokens, positions, loop.cache, prompt_mask, loop.step, stacks)
+            logits, cache, chosen = model.decode(tokens, positions, loop.cache, prompt_mask, loop.step)
             if r.experts is not None:
                 r = r.replace(experts=lax.dynamic_update_slice_in_dim(r.experts, chosen[:, :, :, None], loop.step, 3))
             finished = loop.finished | stopped | full

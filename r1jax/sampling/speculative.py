@@ -108,9 +108,8 @@ def make_speculative_sampler(
 
         # The prompt, and the first token, which nothing has drafted.
         trunk = model.trunk(prompts, want_entries=True, names=("prompt", "length"))
-        stacks, entries = model.decode_stacks(2 * p * group), model.by_stack(trunk.entries)
-        module_entries = model.draft_prefill(prompts, trunk.hidden)
-        model.prepare_draft(2 * p * group)
+        entries, module_entries = model.by_part(trunk.entries), model.draft_prefill(prompts, trunk.hidden)
+        model.prepare_decoding(2 * p * group, draft=True)
         last_state = jnp.take_along_axis(trunk.hidden, (prompt_lengths - 1)[:, None, None], axis=1)
         last_state = jnp.broadcast_to(last_state, (p, group, last_state.shape[-1]))
         logp, log_mass = of(last_state)
@@ -126,7 +125,7 @@ def make_speculative_sampler(
             alive, read = ~loop.finished, loop.rollout.lengths - 1
             pair = jnp.stack([loop.last, loop.draft], axis=-1)
             positions = starts[..., None] + read[..., None] + jnp.arange(2)
-            hidden, trunk, _ = model.decode_several(pair, positions, loop.trunk, trunk_mask, read, stacks)
+            hidden, trunk, _ = model.decode_several(pair, positions, loop.trunk, trunk_mask, read)
             (logp, log_mass), (next_logp, next_log_mass) = of(hidden[:, :, 0]), of(hidden[:, :, 1])
 
             # Verify the draft, or draw in its place what the draft's distribution has too little of.
