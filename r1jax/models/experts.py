@@ -24,6 +24,10 @@ from r1jax import sharding
 from r1jax.errors import check_field
 from r1jax.models.layers import precision
 
+# Measured on CPU with experts of 128 x 64 and 256 x 128. Copying together the weights of a tile's expert takes as long
+# as multiplying COPY rows by them; a row among those of every token with every expert as long as EVERY rows in tiles.
+COPY, EVERY = 32, 1.5
+
 
 class Slots(NamedTuple):
     """Where each row goes. N tokens with k experts each make N k rows in M slots; one past the end means nowhere."""
@@ -125,16 +129,20 @@ def _tiled_matmul_bwd(saved, g):
 tiled_matmul.defvjp(_tiled_matmul_fwd, _tiled_matmul_bwd)
 
 
+def tiled_cost(rows: int, num_experts: int, tile: int) -> int:
+    """What the tiled products of so many rows take, at any routing, as a number of rows that would take as long."""
+    return (-(-rows // tile) + num_experts) * (tile + COPY)
+
+
 def choose_tile(rows: int, num_experts: int) -> int:
-    """A power of two near a quarter of an expert's even share: small waste, large enough products."""
-    share = max(rows // (4 * num_experts), 1)
-    return min(max(1 << (share.bit_length() - 1), 8), 128)
+    """Small tiles copy weights often, large ones multiply much padding: the cheapest power of two."""
+    return min((8 << i for i in range(7)), key=functools.partial(tiled_cost, rows, num_experts))
 
 
 def few_tokens(tokens: int, top_k: int, num_experts: int) -> bool:
-    """Whether the tiled backend would multiply at least half as many rows as every token with every expert makes."""
-    tile = choose_tile(tokens * top_k, num_experts)
-    return tokens * num_experts <= 2 * (-(-tokens * top_k // tile) + num_experts) * tile
+    """Whether taking every token through every expert (`moe.EveryExpert`) is cheaper than tiles."""
+    rows = tokens * top_k
+    return EVERY * tokens * num_experts <= tiled_cost(rows, num_experts, choose_tile(rows, num_experts))
 
 
 def expert_mlps(
