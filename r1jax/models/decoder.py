@@ -58,9 +58,9 @@ class Block(nnx.Module):
 
     def prepare(self, tokens: int) -> None:
         """Brings the weights into the form in which to `decode` that many tokens at a time, many times."""
+        layout = sharding.current()
         self.attention.prepare()
-        if self.moe:
-            self.mlp = self.mlp.prepared(tokens)
+        self.mlp = self.mlp.prepared(tokens // (1 if layout is None else layout.size("prompt") * layout.size("group")))
 
     def decode(self, x, cos, sin, prompt, prompt_mask, completion, step, in_place):
         """Q tokens per row side by side [P, G Q, D] -> (x, the completion's cache with their entries [P, G, C, *E] (in

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Int
 from r1jax.configs.model import ModelConfig
 from r1jax.sharding import constrain
 
+FEW_TOKENS = 64  # up to which a device's MLPs take them with features first
+
 
 def precision(dtype: jnp.dtype) -> lax.Precision | None:
     """float32 products must be float32 on every backend: a TPU would otherwise round their inputs to bfloat16."""
@@ -112,3 +114,36 @@ class MLP(nnx.Module):
         up = matmul(x, self.up_proj[...].astype(x.dtype))
         hidden = constrain(jax.nn.silu(gate) * up, *names, "mlp")
         return matmul(hidden, self.down_proj[...].astype(x.dtype))
+
+    def prepared(self, tokens: int) -> MLP | FeaturesFirst:
+        """The form in which a device takes that many tokens at a time, many times, with all weights."""
+        if jax.default_backend() != "cpu" or tokens > FEW_TOKENS:
+            return self
+        gate, up, down = (w[...].T for w in (self.gate_proj, self.up_proj, self.down_proj))
+        return FeaturesFirst(gate[None], up[None], down[:, None])
+
+
+class FeaturesFirst(nnx.Module):
+    """Gated MLPs side by side for few tokens, each of which goes through all of them, in two plain products.
+
+    XLA on CPU reads a weight fastest as the left factor, so tokens come last: [D, N] goes in, [E, F, N] is between,
+    [D, N] comes out.
+    """
+
+    def __init__(self, gate: Float[Array, "E F D"], up: Float[Array, "E F D"], down: Float[Array, "D E F"]):
+        self.in_proj = nnx.Param(jnp.stack([gate, up]))
+        self.out_proj = nnx.Param(down)
+
+    def __call__(
+        self, x: Float[Array, "A B D"], names: tuple[str, str], share: Float[Array, "E A*B"] | None = None
+    ) -> Float[Array, "A B D"]:
+        """The MLPs' sum, each token's weighted by its `share` of them; what has none is left out, whatever it is."""
+        gate, up = matmul(self.in_proj[...].astype(x.dtype), x.reshape(-1, x.shape[-1]).T)
+        hidden = jax.nn.silu(gate) * up
+        if share is not None:
+            # By `where`: 0 times what overflows would be NaN.
+            share = share[:, None]
+            hidden = jnp.where(share != 0, hidden.astype(share.dtype) * share, 0).astype(x.dtype)
+        y = matmul(self.out_proj[...].astype(x.dtype), hidden, 2)
+        # The barrier keeps XLA from turning the product round again, to have its result transposed.
+        return lax.optimization_barrier(y).T.reshape(x.shape)

@@ -8,10 +8,9 @@ from flax import nnx, struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from r1jax import sharding
 from r1jax.configs.model import ModelConfig
 from r1jax.models.experts import few_tokens, routed_experts
-from r1jax.models.layers import MLP, matmul, parameter
+from r1jax.models.layers import MLP, FeaturesFirst, parameter
 
 MOST_TO_COMPARE = 32  # router scores among which `top_k` compares each with each
 
@@ -117,34 +116,28 @@ class MoE(nnx.Module):
         return y, routing
 
     def prepared(self, tokens: int) -> MoE | EveryExpert:
-        """The form in which to take that many tokens at a time, many times. Each device must have all experts."""
-        layout = sharding.current()
-        tokens //= 1 if layout is None else layout.size("prompt") * layout.size("group")
+        """The form in which a device takes that many tokens at a time, many times, with all weights."""
         every = self.backend == "tiled" and few_tokens(tokens, self.router.top_k, self.gate_proj.shape[0])
         return EveryExpert(self) if every else self
 
 
 class EveryExpert(nnx.Module):
-    """A mixture of experts for few tokens: each goes through all experts, shared ones too, in two plain products.
+    """A mixture of experts for few tokens: each goes through all experts, shared ones too, side by side.
 
-    On CPU that is cheaper than copying the weights of each tile together, and as dropless. XLA reads a weight fastest
-    as the left factor, so tokens come last: [D, N] goes in, [E, F, N] between, [D, N] out.
+    On CPU that is cheaper than copying the weights of each tile together, and as dropless.
     """
 
     def __init__(self, moe: MoE):
         self.routed, d, width = moe.gate_proj.shape
+        shared = [] if moe.shared is None else [moe.shared]
 
-        def stacked(routed: nnx.Param, shared: nnx.Param | None) -> list[Array]:  # [E, D, F] or [S, D, F], turned round
-            parts = [jnp.swapaxes(routed[...], 1, 2)]
-            return parts + ([] if shared is None else [shared[...].T.reshape(-1, width, d)])
+        def into(name: str) -> Float[Array, "E F D"]:
+            wide = [getattr(mlp, name)[...].T.reshape(-1, width, d) for mlp in shared]
+            return jnp.concatenate([jnp.swapaxes(getattr(moe, name)[...], 1, 2), *wide])
 
-        s = moe.shared
-        into = stacked(moe.gate_proj, s and s.gate_proj) + stacked(moe.up_proj, s and s.up_proj)
-        into = jnp.concatenate(into).reshape(2, -1, width, d)
-        out = jnp.concatenate([moe.down_proj[...].reshape(-1, d)] + ([] if s is None else [s.down_proj[...]]))
+        down = jnp.concatenate([moe.down_proj[...].reshape(-1, d), *(mlp.down_proj[...] for mlp in shared)])
         self.router = moe.router
-        self.in_proj = nnx.Param(into)  # [2, E, F, D]
-        self.out_proj = nnx.Param(out.T.reshape(d, -1, width))  # [D, E, F]
+        self.mlps = FeaturesFirst(into("gate_proj"), into("up_proj"), down.T.reshape(d, -1, width))
 
     def __call__(
         self,
@@ -155,17 +148,10 @@ class EveryExpert(nnx.Module):
     ) -> tuple[Float[Array, "A B D"], Routing]:
         weights, routing = self.router(x, mask, experts)
         tokens = x.shape[0] * x.shape[1]
-        number = jnp.arange(self.out_proj.shape[1])[:, None]
+        number = jnp.arange(self.mlps.out_proj.shape[1])[:, None]
         chosen = (routing.experts.reshape(tokens, -1) == number[..., None]).astype(weights.dtype)  # [E, N, k]
         share = jnp.einsum("enk,nk->en", chosen, weights.reshape(tokens, -1)) + (number >= self.routed)
-        gate, up = matmul(self.in_proj[...].astype(x.dtype), x.reshape(tokens, -1).T)
-        hidden = jax.nn.silu(gate) * up
-        # By `where`: 0 times what overflows in an expert that was not chosen would be NaN.
-        share = share[:, None]
-        hidden = jnp.where(share != 0, hidden.astype(share.dtype) * share, 0).astype(x.dtype)
-        y = matmul(self.out_proj[...].astype(x.dtype), hidden, 2)
-        # The barrier keeps XLA from turning the product round again, to have its result transposed.
-        return lax.optimization_barrier(y).T.reshape(x.shape), routing
+        return self.mlps(x, names, share), routing
 
 
 def balance_bias(bias: Float[Array, "*L E"], load: Float[Array, "*L E"], rate: float) -> Float[Array, "*L E"]:
