@@ -116,8 +116,8 @@ class MLP(nnx.Module):
         return matmul(hidden, self.down_proj[...].astype(x.dtype))
 
     def prepared(self, tokens: int) -> MLP | FeaturesFirst:
-        """The form in which a device takes that many tokens at a time, many times, with all weights."""
-        if jax.default_backend() != "cpu" or tokens > FEW_TOKENS:
+        """The form in which a CPU device takes that many tokens at a time, many times, with all weights."""
+        if tokens > FEW_TOKENS:
             return self
         gate, up, down = (w[...].T for w in (self.gate_proj, self.up_proj, self.down_proj))
         return FeaturesFirst(gate[None], up[None], down[:, None])

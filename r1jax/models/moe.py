@@ -116,7 +116,7 @@ class MoE(nnx.Module):
         return y, routing
 
     def prepared(self, tokens: int) -> MoE | EveryExpert:
-        """The form in which a device takes that many tokens at a time, many times, with all weights."""
+        """The form in which a CPU device takes that many tokens at a time, many times, with all weights."""
         every = self.backend == "tiled" and few_tokens(tokens, self.router.top_k, self.gate_proj.shape[0])
         return EveryExpert(self) if every else self
 
