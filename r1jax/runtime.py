@@ -20,6 +20,8 @@ def use_huge_pages() -> None:
     What GLIBC_TUNABLES already says about huge pages stands, so that `glibc.malloc.hugetlb=0` there keeps this away.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "jax" in sys.modules:  # a script run within another process, such as a test's
+        return
     if _ANEW in os.environ or "glibc.malloc.hugetlb" in tunables or "[madvise]" not in _on_request():
         return
     asked = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))

@@ -49,6 +49,9 @@ def test_only_where_it_changes_something_and_nobody_decided(tmp_path, monkeypatc
         raise OSError("no such program")
 
     monkeypatch.setattr(os, "execve", execve)
+    runtime.use_huge_pages()
+    assert not calls  # within a process that has JAX, this one
+    monkeypatch.delitem(sys.modules, "jax")
     runtime.use_huge_pages()  # goes on where it cannot
     if after is None:
         assert not calls

@@ -10,6 +10,11 @@ is float32 products of [4096, 1024] x [1024, 1024] in the same process, measured
 
 from __future__ import annotations
 
+from r1jax.runtime import use_huge_pages
+
+if __name__ == "__main__":
+    use_huge_pages()  # before JAX is imported
+
 import dataclasses
 import re
 import statistics
@@ -34,7 +39,6 @@ from r1jax.losses.grpo import group_advantages
 from r1jax.models.flops import grpo_step_flops
 from r1jax.recipes.config import PRESETS
 from r1jax.rewards import RewardPool, get_reward
-from r1jax.runtime import use_huge_pages
 from r1jax.training.grpo import make_grpo_update, make_logps
 from r1jax.training.loop import Runtime, Sampling
 from r1jax.training.optimizer import make_optimizer
@@ -184,6 +188,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
     with exit_on_error():
         main(tyro.cli(Options, description=__doc__))
