@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from r1jax.models import experts as ex
-from r1jax.models.layers import Embedding, matmul
+from r1jax.models.layers import MLP, Embedding, FeaturesFirst, matmul
 from r1jax.models.moe import EveryExpert, MoE, Router, RouterBias, balance_bias, top_k
 
 D = 8
@@ -191,6 +191,25 @@ def test_every_expert_for_few_tokens_is_the_same_layer(shared):
     (want, routing), (got, routed) = (_forward(*nnx.split(m), x) for m in (layer, few))
     assert relative_error(got, want) < 1e-5
     np.testing.assert_array_equal(routed.experts, routing.experts)
+
+
+def test_dense_layers_for_few_tokens_are_the_same_layer():
+    layer = MLP(CONFIG, 24, nnx.Rngs(params=0))
+    few = layer.prepared(6)
+    assert isinstance(few, FeaturesFirst) and layer.prepared(4096) is layer
+    x = np.random.default_rng(0).standard_normal((3, 2, D)).astype(np.float32)
+    want, got = (m(x, ("prompt", "group")) for m in (layer, few))
+    assert relative_error(got, want) < 1e-5
+
+
+def test_a_tile_is_the_cheapest():
+    """Few rows in small tiles, many in large ones, and every expert for each of few tokens."""
+    tiles = [ex.choose_tile(rows, 8) for rows in (8, 128, 512, 4096, 1 << 20)]
+    assert tiles == sorted(tiles) and tiles[0] == 8 and tiles[-1] == 512
+    for rows, tile in zip((8, 128, 512, 4096, 1 << 20), tiles, strict=True):
+        assert all(ex.tiled_cost(rows, 8, tile) <= ex.tiled_cost(rows, 8, other) for other in (8, 32, 128, 512))
+    few = [ex.few_tokens(tokens, 2, 8) for tokens in (1, 16, 64, 512, 8192)]
+    assert few == sorted(few, reverse=True) and few[0] and not few[-1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
