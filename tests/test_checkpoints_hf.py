@@ -915,3 +915,17 @@ def test_streaming_holds_one_shard_and_one_tensor(tmp_path, monkeypatch, quantis
     tensor = 256 * 256 * 4
     shard = 12 * 8 * tensor / 8
     assert shard <= beyond <= 1.3 * shard + tensor
+
+
+def test_a_device_that_gives_its_parameters_away_leaves_the_others_theirs(published):
+    """On a CPU, devices with the same shard hold the same memory, which is NumPy's."""
+    buffer = hf._aligned_zeros((3, 5), np.dtype(np.float32))
+    assert buffer.shape == (3, 5) and buffer.flags.writeable and not buffer.any()
+    if jax.default_backend() == "cpu":
+        assert jax.device_put(buffer, jax.devices()[0]).unsafe_buffer_pointer() == buffer.ctypes.data
+    two = make_mesh({"data": 2}, jax.devices()[:2])
+    weight = hf.load(published("qwen2"), mesh=two)[0].embed.weight[...]
+    before = np.array(weight)
+    first, second = (shard.data for shard in weight.addressable_shards)
+    jax.block_until_ready(jax.jit(lambda x: 2 * x, donate_argnums=0)(first))
+    np.testing.assert_array_equal(second, before)

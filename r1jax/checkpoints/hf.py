@@ -1,7 +1,7 @@
 """Published checkpoints in and out: folders of config.json and safetensors, as the Hugging Face hub has them.
 
-Tensors are read one at a time, straight into the shards that hold them; no more than one shard of one stacked parameter
-is on the host at once.
+Tensors are read straight into the shards that hold them, by a few threads with one tensor each; no more than one shard
+of one stacked parameter is on the host at once, beside those that CPU devices hold.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -39,6 +40,7 @@ ASSETS = (
 )  # fmt: skip
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _DTYPES = ("float32", "bfloat16", "float64")
+_READERS = min(4, os.cpu_count() or 1)  # threads, each of which holds a tensor
 
 
 def load(
@@ -197,19 +199,45 @@ def _read_parameter(
         devices.setdefault(bounds, []).append(device)
     arrays = []
     for bounds, holders in devices.items():
-        local = np.zeros([stop - start for start, stop in bounds], dtype)
-        if source is not None:
-            stacked = source.names.ndim
-            piece, within = shape[stacked:], bounds[stacked:]
-            for at in np.ndindex(local.shape[:stacked]):
-                name = source.names[tuple(start + i for i, (start, _) in zip(at, bounds, strict=False))]
-                _read_piece(files, name, source, piece, within, block, local[at])
+        local = _read_shard(files, source, shape, bounds, dtype, block)
         # Waited for, so that the host's copy is gone before the next one is made: jaxlib lets go of what it has copied
         # only when Python collects garbage.
         arrays += [jax.block_until_ready(jax.device_put(local, device)) for device in holders]
         del local
         gc.collect(0)
     return jax.make_array_from_single_device_arrays(shape, place, arrays)
+
+
+def _read_shard(
+    files: TensorFiles,
+    source: Source | None,
+    shape: tuple[int, ...],
+    bounds: tuple[tuple[int, int], ...],
+    dtype: np.dtype,
+    block: tuple[int, int] | None,
+) -> np.ndarray:
+    """Part `bounds` of a parameter of this shape, on the host; zeros if no tensor is its source."""
+    local = _aligned_zeros([stop - start for start, stop in bounds], dtype)
+    if source is None:
+        return local
+    stacked = source.names.ndim
+
+    def read(at: tuple[int, ...]) -> None:
+        name = source.names[tuple(start + i for i, (start, _) in zip(at, bounds, strict=False))]
+        _read_piece(files, name, source, shape[stacked:], bounds[stacked:], block, local[at])
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        for _ in readers.map(read, np.ndindex(local.shape[:stacked])):  # raises what a reader raised
+            pass
+    return local
+
+
+def _aligned_zeros(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Zeros that a CPU device takes as they are, without a copy: JAX asks for 64-byte alignment."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def _read_piece(
