@@ -278,6 +278,7 @@ def test_preset_sizes():
         return sum(math.prod(v.shape) for path, v in leaves if skip not in jax.tree_util.keystr(path))
 
     assert count("deepseek-v3-671b") / 1e9 == pytest.approx(671.03, abs=0.01)
+    assert count("qwen2.5-0.5b") / 1e9 == pytest.approx(0.494, abs=0.001)
     assert count("qwen2.5-1.5b") / 1e9 == pytest.approx(1.544, abs=0.001)
     assert count("llama3.1-8b") / 1e9 == pytest.approx(8.030, abs=0.001)
 

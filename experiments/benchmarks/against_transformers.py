@@ -1,14 +1,15 @@
 """Time to first logits and decode rate beside transformers': same weights, same machine, one run.
 
-    pip install -e '.[parity]' && python experiments/benchmarks/against_transformers.py [--preset mini]
+    pip install -e '.[parity]' && python experiments/benchmarks/against_transformers.py [--preset qwen2.5-0.5b]
 
 A random checkpoint is written in the published layout and read by both. *First logits* is from the folder to the
 logits of every prompt, compilation included (r1jax's is given once with an empty compilation cache and once with a
 filled one; imports are left out). *Decode* is greedy, a batch of 16 ragged prompts and 128 new tokens, no stop token,
 prefill included (r1jax's weights are prepared for decoding once, as `Generator` does). The two take turns of two runs,
-of which the second counts, and the medians are compared, so that a noisy machine troubles both and neither meets the
-other's memory. r1jax splits the batch over a mesh of simulated devices, one for each of two cores, which for so few
-rows is faster than to split each product (`--devices 1`); transformers has its own threads on the same cores.
+of which the second counts, and the medians are compared, so that a noisy machine troubles both and neither pays for a
+processor that was at rest. r1jax splits the batch over a mesh of simulated devices, one for each of two cores, which
+for small models and few rows is faster than to split each product (`--devices 1`); transformers has its own threads on
+the same cores.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -34,6 +36,7 @@ from r1jax.runtime import use_huge_pages
 @dataclasses.dataclass(frozen=True)
 class Options:
     preset: str = "mini"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 16
     prompt: int = 64
     """Tokens of the longest prompt; the shortest has a quarter."""
@@ -50,7 +53,7 @@ def ragged(options: Options, vocab: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(3, vocab, (options.batch, options.prompt)).astype(np.int32), lengths
 
 
-def first_logits_of_r1jax(folder: str, batch: int, prompt: int) -> None:
+def first_logits_of_r1jax(folder: str, dtype: str, batch: int, prompt: int) -> None:
     """In a process of its own: a compilation cache is read once."""
     import jax
 
@@ -59,7 +62,7 @@ def first_logits_of_r1jax(folder: str, batch: int, prompt: int) -> None:
     tokens = ragged(Options(batch=batch, prompt=prompt), 256)[0]
     jax.devices()
     start = time.monotonic()
-    model, _ = hf.load(folder)
+    model, _ = hf.load(folder, dtype)
     from flax import nnx
 
     jax.block_until_ready(nnx.jit(lambda model, tokens: model(tokens))(model, tokens))
@@ -89,27 +92,28 @@ def main(options: Options) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     console = Console(width=110)
-    config = model_preset(options.preset)
+    config = model_preset(options.preset).replace(dtype=options.dtype, param_dtype=options.dtype)
     prompts, lengths = ragged(options, config.vocab_size)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkpoint"
-        hf.save(folder, Decoder(config, nnx.Rngs(params=0)), config)
+        hf.save(folder, nnx.jit(lambda: Decoder(config, nnx.Rngs(params=0)))(), config)
         environment |= {
             "JAX_COMPILATION_CACHE_DIR": f"{scratch}/cache",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        call = [sys.executable, __file__, "--first-logits", str(folder), str(options.batch), str(options.prompt)]
+        call = [sys.executable, __file__, "--first-logits", str(folder), options.dtype]
+        call += [str(options.batch), str(options.prompt)]
         cold, cached = (
             float(subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout)
             for _ in range(2)
         )
         start = time.monotonic()
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype))
         with torch.inference_mode():
             theirs(torch.tensor(prompts, dtype=torch.long))
         first = time.monotonic() - start
-        model, config = hf.load(folder)
+        model, config = hf.load(folder, options.dtype)
 
     graph, state = nnx.split(model)
     sampling = SamplingConfig(temperature=0.0, num_generations=1, max_completion_length=options.tokens)
@@ -148,14 +152,14 @@ def main(options: Options) -> None:
     for _ in range(options.repeats):
         for name, run in (("r1jax", ours), ("transformers", reference)):
             time.sleep(0.5)  # so that the other's threads are at rest,
-            run()  # and its memory and caches are not what is measured
+            run()  # and the processor is not
             start = time.monotonic()
             run()
             seconds[name].append(time.monotonic() - start)
     rate = {name: options.batch * options.tokens / statistics.median(times) for name, times in seconds.items()}
 
-    table = Table(title=f"{options.preset}: {options.batch} prompts of {lengths.min()} to {lengths.max()} tokens; "
-                        f"{same:.1%} of greedy tokens are the same")  # fmt: skip
+    table = Table(title=f"{options.preset}, {options.dtype}: {options.batch} prompts of {lengths.min()} to "
+                        f"{lengths.max()} tokens; {same:.1%} of greedy tokens are the same")  # fmt: skip
     for column in ("", "r1jax", "transformers", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("first logits, compiling (s)", f"{cold:.2f}", f"{first:.2f}", f"{first / cold:.2f}x as fast")
@@ -172,7 +176,7 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--first-logits"]:
-        first_logits_of_r1jax(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        first_logits_of_r1jax(*sys.argv[2:4], *map(int, sys.argv[4:6]))
     else:
         use_huge_pages()
         with exit_on_error():

@@ -7,13 +7,15 @@ from r1jax.errors import ConfigError
 _BF16 = dict(dtype="bfloat16", remat=True, moe_backend="ragged", attention_chunk=512, logits_chunk=1024)
 
 
-def _qwen2(hidden: int, layers: int, inter: int, heads: int, kv_heads: int, tie: bool, vocab: int) -> ModelConfig:
+def _qwen2(
+    hidden: int, layers: int, inter: int, heads: int, kv_heads: int, tie: bool, vocab: int, math: bool = False
+) -> ModelConfig:
     return ModelConfig(
         vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers, first_k_dense_replace=layers,
         intermediate_size=inter, num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=hidden // heads,
         attention="gqa", attention_bias=True, tie_word_embeddings=tie, max_position_embeddings=131_072,
         # The paper distils into Qwen2.5-Math at 1.5B and 7B, whose rope and epsilon differ from those of 14B and 32B.
-        rope_theta=1_000_000.0 if hidden > 3584 else 10_000.0, rms_norm_eps=1e-5 if hidden > 3584 else 1e-6,
+        rope_theta=10_000.0 if math else 1_000_000.0, rms_norm_eps=1e-6 if math or hidden < 3584 else 1e-5,
         initializer_range=0.02, **_BF16,
     )  # fmt: skip
 
@@ -58,9 +60,11 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
         routed_scaling_factor=2.5, moe_intermediate_size=2048, num_nextn_predict_layers=1, rope_scaling=RopeScaling(),
         max_position_embeddings=163_840, initializer_range=0.006, moe_chunk=1024, **_BF16,
     ),
+    # What a laptop runs.
+    "qwen2.5-0.5b": _qwen2(896, 24, 4864, 14, 2, tie=True, vocab=151_936).replace(max_position_embeddings=32_768),
     # R1's distillation students (arXiv 2501.12948, table 15).
-    "qwen2.5-1.5b": _qwen2(1536, 28, 8960, 12, 2, tie=True, vocab=151_936),
-    "qwen2.5-7b": _qwen2(3584, 28, 18_944, 28, 4, tie=False, vocab=152_064),
+    "qwen2.5-1.5b": _qwen2(1536, 28, 8960, 12, 2, tie=True, vocab=151_936, math=True),
+    "qwen2.5-7b": _qwen2(3584, 28, 18_944, 28, 4, tie=False, vocab=152_064, math=True),
     "qwen2.5-14b": _qwen2(5120, 48, 13_824, 40, 8, tie=False, vocab=152_064),
     "qwen2.5-32b": _qwen2(5120, 64, 27_648, 40, 8, tie=False, vocab=152_064),
     "llama3.1-8b": _llama3(4096, 32, 14_336, 32),
