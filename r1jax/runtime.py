@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+CONTROL_GROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 _ANEW = "R1JAX_STARTED_ANEW"  # in the environment of a process that has been: never twice
 
 
@@ -34,6 +38,18 @@ def _on_request() -> str:
         return TRANSPARENT_HUGE_PAGES.read_text()
     except OSError:  # another system, or a kernel without
         return ""
+
+
+def host_memory() -> int:
+    """Bytes that this process may have: the machine's memory, or less where its control group says so."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # another system
+        total = 8 << 30
+    for limit in CONTROL_GROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            total = min(total, int(limit.read_text()))
+    return total
 
 
 def compile_cache(folder: Path) -> None:

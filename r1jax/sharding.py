@@ -86,6 +86,12 @@ def current() -> Layout | None:
     return _active.layout
 
 
+def on_cpu() -> bool:
+    """Whether the code being traced is to run on CPU devices (it may be compiled for others than there are here)."""
+    layout = current()
+    return (jax.default_backend() if layout is None else layout.mesh.devices.flat[0].platform) == "cpu"
+
+
 def weights_whole() -> bool:
     """Whether the current layout splits no weights: every device holds all of them."""
     layout = current()

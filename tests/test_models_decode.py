@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from helpers import (
     graphdef,
+    make_layout,
     method,
     random_state,
     random_tokens,
@@ -35,8 +36,8 @@ def problem(prompts=4):
     return tokens, lengths, random_tokens((prompts, GROUP, STEPS), seed=2)
 
 
-def cached_logits(config, state, layout: Layout | None = None, prompts=4):
-    """Logits before each completion token and after the last: [P, G, STEPS + 1, V]."""
+def cached_logits(config, state, layout: Layout | None = None, prompts=4, prepared=False):
+    """Logits before each completion token and after the last: [P, G, STEPS + 1, V]; `prepared`: the prompts' too."""
     tokens, lengths, completions = problem(prompts)
     mask = np.arange(S) < lengths[:, None]
 
@@ -44,6 +45,8 @@ def cached_logits(config, state, layout: Layout | None = None, prompts=4):
     def run(state, tokens, lengths, completions):
         with use(layout):
             model = nnx.merge(graphdef(config), state)
+            if prepared:
+                model.prepare_decoding(prompts * GROUP)
             first, entries, *_ = model.prefill(tokens, lengths)
             cache = Cache(entries, model.empty_completions(entries, GROUP, STEPS))
             model.prepare_decoding(prompts * GROUP)
@@ -77,21 +80,47 @@ def full_logits(config, state, prompts=4):
 # Positions reach 17: past the original YaRN length of 16.
 MODELS = {
     "mla": tiny_config(num_nextn_predict_layers=0),
+    "mla, all dense": tiny_config(num_nextn_predict_layers=0, num_hidden_layers=2, first_k_dense_replace=2),
     "mla without q_lora": tiny_config(num_nextn_predict_layers=0, q_lora_rank=None, num_hidden_layers=3),
     "qwen2": tiny_qwen2(),
     "llama3 with norms": tiny_llama3(qk_norm=True),
 }
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("apart", ["before the loop", "before the prompts", "never"])
 @pytest.mark.parametrize("name", MODELS)
 def test_decoding_equals_the_full_forward(name, apart, monkeypatch):
-    """With each layer cut out of its stack before the loop, and with layers scanned within it."""
+    """With each layer cut out of its stack beforehand, and with layers scanned within the loop."""
     monkeypatch.setattr(attention, "DECODE_BUCKET", 4)  # completions of 10 go through buckets of 4, 8 and 10
-    monkeypatch.setattr(decoder, "LAYERS_APART", 1 << 30 if apart else 0)
+    monkeypatch.setattr(decoder, "LAYERS_APART", 0.0 if apart == "never" else 1.0)
     config = MODELS[name]
     state = random_state(config)
-    assert relative_error(cached_logits(config, state), full_logits(config, state)) < 1e-5
+    got = cached_logits(config, state, prepared=apart == "before the prompts")
+    assert relative_error(got, full_logits(config, state)) < 1e-5
+
+
+@pytest.mark.parametrize("wide_parameters", [True, False])
+@pytest.mark.parametrize("name", ["mla, all dense", "qwen2"])  # routers change their minds for a rounding error
+def test_decoding_in_bfloat16_is_as_near_to_float32_as_the_full_forward(name, wide_parameters):
+    config = MODELS[name].replace(dtype="bfloat16", param_dtype="float32" if wide_parameters else "bfloat16")
+    state = random_state(config)
+    exact = full_logits(MODELS[name], jax.tree.map(lambda a: a.astype(jnp.float32), state))
+    full, got = full_logits(config, state), cached_logits(config, state, prepared=True)
+    assert got.dtype == np.float32
+    assert relative_error(got, exact) < 1.5 * relative_error(full, exact) < 0.1
+
+
+def test_layers_are_apart_where_a_copy_for_each_device_is_a_small_part_of_the_memory(monkeypatch):
+    config = MODELS["qwen2"]
+    model = nnx.merge(graphdef(config), random_state(config))
+    size = sum(a.nbytes for a in jax.tree.leaves(nnx.state(model.dense_layers)))
+    for memory, alone, both in ((4 * size - 1, False, False), (4 * size, True, False), (8 * size, True, True)):
+        monkeypatch.setattr(decoder, "host_memory", lambda memory=memory: memory)
+        assert model.layers_apart() is alone
+        with use(make_layout({"data": 2}, "sample")):
+            assert model.layers_apart() is both
+    with use(make_layout({"tensor": 2}, "sample")):
+        assert not model.layers_apart()  # its weights are split
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,6 +1,8 @@
 """Routing, the experts' arithmetic and its hand-written gradients."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from r1jax.models import experts as ex
-from r1jax.models.layers import MLP, Embedding, FeaturesFirst, matmul
+from r1jax.models.layers import MLP, Embedding, FeaturesFirst, matmul, matmul_features_first
 from r1jax.models.moe import EveryExpert, MoE, Router, RouterBias, balance_bias, top_k
 
 D = 8
@@ -182,24 +184,69 @@ def test_dropless_at_any_imbalance(backend, experts, seed):
     assert relative_error(alone, together[i : i + 1]) < 1e-5
 
 
+NEAR = {"float32": 1e-5, "bfloat16": 1e-2}  # a product rounds to 2^-9 of it
+
+
+@pytest.mark.parametrize("dtype", NEAR)
 @pytest.mark.parametrize("shared", [0, 1, 2])
-def test_every_expert_for_few_tokens_is_the_same_layer(shared):
+def test_every_expert_for_few_tokens_is_the_same_layer(shared, dtype):
     layer = moe_layer(n_shared_experts=shared)
     few = layer.prepared(6)
     assert isinstance(few, EveryExpert) and layer.prepared(4096) is layer
-    x = np.random.default_rng(shared).standard_normal((3, 2, D)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(shared).standard_normal((3, 2, D)), dtype)
     (want, routing), (got, routed) = (_forward(*nnx.split(m), x) for m in (layer, few))
-    assert relative_error(got, want) < 1e-5
+    assert got.dtype == dtype and relative_error(got, want) < NEAR[dtype]
     np.testing.assert_array_equal(routed.experts, routing.experts)
 
 
-def test_dense_layers_for_few_tokens_are_the_same_layer():
+@pytest.mark.parametrize("tokens", [1, 6])
+@pytest.mark.parametrize("dtype", NEAR)
+def test_dense_layers_for_few_tokens_are_the_same_layer(dtype, tokens):
     layer = MLP(CONFIG, 24, nnx.Rngs(params=0))
     few = layer.prepared(6)
     assert isinstance(few, FeaturesFirst) and layer.prepared(4096) is layer
-    x = np.random.default_rng(0).standard_normal((3, 2, D)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((tokens, 1, D)), dtype)
     want, got = (m(x, ("prompt", "group")) for m in (layer, few))
-    assert relative_error(got, want) < 1e-5
+    assert got.dtype == dtype and relative_error(got, want) < NEAR[dtype]
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 1), (3, 2)])
+@pytest.mark.parametrize("contract", [1, 2])
+def test_a_product_in_bfloat16_is_rounded_once_whatever_its_shape(rows, contract):
+    rng = np.random.default_rng(0)
+    shared = (6, 16)[-contract:]
+    x, w = (jnp.asarray(rng.standard_normal(s), jnp.bfloat16) for s in ((*rows, *shared), (*shared, 5, 3)))
+    exact = np.tensordot(np.asarray(x, np.float64), np.asarray(w, np.float64), contract)
+    y, back = jax.vjp(lambda x, w: matmul(x, w, contract), x, w)
+    assert y.shape == exact.shape and y.dtype == jnp.bfloat16
+    assert relative_error(y, exact) < 2**-8
+    g = jnp.asarray(rng.standard_normal(y.shape), jnp.bfloat16)
+    for got, of, axes in zip(back(g), (x, w), (((-2, -1), (-2, -1)), ([*range(len(rows))],) * 2), strict=True):
+        first, second = (g, w) if of is x else (x, g)
+        want = np.tensordot(np.asarray(first, np.float64), np.asarray(second, np.float64), axes)
+        assert got.shape == of.shape and got.dtype == jnp.bfloat16 and relative_error(got, want) < 2**-8
+
+
+def float32_copies(function, x, w) -> int:
+    """How often the compiled program makes float32 of something as large as w."""
+    text = jax.jit(function).lower(x, w).compile().as_text()
+    return sum(math.prod(map(int, dims.split(","))) == w.size for dims in re.findall(r"= f32\[([\d,]+)\]", text))
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_bfloat16_weights_are_not_copied_into_float32(rows):
+    """XLA on CPU does so for a product that is asked for in bfloat16, and for one of a single row."""
+    x, w = jnp.ones((rows, 96), jnp.bfloat16), jnp.ones((96, 160), jnp.bfloat16)
+    plain = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    if jax.default_backend() == "cpu" and float32_copies(plain, jnp.ones((8, 96), jnp.bfloat16), w):
+        pytest.skip("this processor multiplies no bfloat16")
+    assert not float32_copies(matmul, x, w)
+    assert not float32_copies(matmul_features_first, x, w.T)
+    few = MLP(CONFIG.replace(hidden_size=96), 160, nnx.Rngs(params=0)).prepared(rows)
+    few.in_proj[...], few.out_proj[...] = (p[...].astype(jnp.bfloat16) for p in (few.in_proj, few.out_proj))
+    graph, state = nnx.split(few)
+    run = lambda x, into: nnx.merge(graph, state)(x, ("prompt", "group"))  # noqa: E731
+    assert not float32_copies(run, x[None], few.in_proj[...])
 
 
 def test_a_tile_is_the_cheapest():

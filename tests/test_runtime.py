@@ -63,3 +63,16 @@ def test_only_where_it_changes_something_and_nobody_decided(tmp_path, monkeypatc
         monkeypatch.setenv("R1JAX_STARTED_ANEW", "1")
         runtime.use_huge_pages()
         assert len(calls) == 1
+
+
+def test_the_hosts_memory_is_what_the_control_group_leaves(tmp_path, monkeypatch):
+    files = [tmp_path / name for name in ("missing", "max", "limit")]
+    files[1].write_text("max\n")
+    monkeypatch.setattr(runtime, "CONTROL_GROUP_LIMITS", files[:2])
+    whole = runtime.host_memory()
+    assert whole == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    files[2].write_text(f"{whole // 2}\n")
+    monkeypatch.setattr(runtime, "CONTROL_GROUP_LIMITS", files)
+    assert runtime.host_memory() == whole // 2
+    files[2].write_text(f"{2 * whole}\n")
+    assert runtime.host_memory() == whole

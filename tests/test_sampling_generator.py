@@ -199,9 +199,9 @@ def test_weights_are_held_once_but_for_small_layers_which_are_prepared_once(make
     generator = make(speculative=speculative)
     state = generator._programs.state
     assert buffers(state) > buffers(generator._weights[1])
-    assert set(state["apart"]) == ({"blocks", "mtp"} if speculative else {"blocks"})
+    assert set(state["apart"]) == {"blocks", "head"} | ({"mtp"} if speculative else set())
     assert set(state["apart"]["blocks"][1]["mlp"]) == {"router", "mlps"}  # all experts at once
-    monkeypatch.setattr(decoder, "LAYERS_APART", 0)
+    monkeypatch.setattr(decoder, "LAYERS_APART", 0.0)
     generator = make(speculative=speculative)
     assert buffers(generator._programs.state) == buffers(generator._weights[1])
 

@@ -15,18 +15,19 @@ from r1jax import sharding
 from r1jax.configs.model import ModelConfig
 from r1jax.models.attention import write_slots
 from r1jax.models.gqa import GQA
-from r1jax.models.layers import MLP, Embedding, RMSNorm, matmul, parameter
+from r1jax.models.layers import MLP, Embedding, RMSNorm, matmul, matmul_features_first, parameter
 from r1jax.models.mla import MLA
 from r1jax.models.moe import MoE, Routing
 from r1jax.models.rope import cos_sin
+from r1jax.runtime import host_memory
 from r1jax.sharding import constrain, pin
 
 TOKENS = ("batch", "length")  # logical axes of whole sequences,
 PROMPTS = ("prompt", "length")  # of a rollout's prompts, which a group shares,
 ROWS = ("prompt", "group")  # and of one token per row of a rollout
 
-# Bytes of weights up to which decoding on CPU makes a copy of them, each layer by itself: see `prepare_decoding`.
-LAYERS_APART = 256 << 20
+# The part of the host's memory up to which decoding on CPU makes a copy of the weights: see `prepare_decoding`.
+LAYERS_APART = 1 / 4
 
 
 class Block(nnx.Module):
@@ -129,10 +130,12 @@ def _side_by_side(x: Array) -> Array:
 
 
 class LayersApart(nnx.Module):
-    """Layers to decode with, and the prediction module to draft with; see `Decoder.prepare_decoding`."""
+    """Layers and head to decode with, and the prediction module to draft with; see `Decoder.prepare_decoding`."""
 
-    def __init__(self, blocks: list[Block], mtp: MTP | None, rows: int):
+    def __init__(self, blocks: list[Block], head: Float[Array, "V D"] | None, mtp: MTP | None, rows: int):
         self.blocks = nnx.List(blocks)
+        if head is not None:  # and not the embedding
+            self.head = nnx.Param(head)
         for block in blocks:
             block.prepare(rows)
         if mtp is not None:
@@ -168,6 +171,9 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """float32 logits of final-normed states."""
+        if hasattr(self, "apart"):
+            w = (self.embed.weight if self.config.tie_word_embeddings else self.apart.head)[...]
+            return matmul_features_first(hidden.astype(jnp.promote_types(hidden.dtype, w.dtype)), w)
         head = self.head
         return matmul(hidden.astype(head.dtype), head)
 
@@ -184,7 +190,8 @@ class Decoder(nnx.Module):
         model that samples only: what it has prepared does not follow its weights.
         """
         if self.layers_apart() and not hasattr(self, "apart"):
-            self.apart = LayersApart(self._parts(), self.mtp[0] if draft else None, rows)
+            head = None if self.config.tie_word_embeddings else self.lm_head[...].T
+            self.apart = LayersApart(self._parts(), head, self.mtp[0] if draft else None, rows)
 
     def _parts(self) -> list[Block]:
         """The stacks, or each layer of a stack by itself, as decoding goes through them."""
@@ -208,8 +215,14 @@ class Decoder(nnx.Module):
 
     def layers_apart(self) -> bool:
         """Whether decoding here takes every layer by itself, and is faster for `prepare_decoding`."""
-        size = sum(leaf.nbytes for stack in self._stacks() for leaf in jax.tree.leaves(nnx.state(stack)))
-        return jax.default_backend() == "cpu" and sharding.weights_whole() and size <= LAYERS_APART
+        if not (sharding.on_cpu() and sharding.weights_whole()):
+            return False
+        layout = sharding.current()
+        copies = 1 if layout is None else layout.mesh.size  # every device has its own
+        size = sum(
+            leaf.size * leaf.dtype.itemsize for stack in self._stacks() for leaf in jax.tree.leaves(nnx.state(stack))
+        )
+        return copies * size <= LAYERS_APART * host_memory()
 
     def _of_prompts(self, entries: Float[Array, "*L P S *E"]) -> Float[Array, "*L P S *E"]:
         """Laid out as a cache holds them."""
@@ -303,9 +316,24 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "P S"], lengths: Int[Array, "P"]
     ) -> tuple[Float[Array, "P V"], tuple[Array, ...], Routing | None]:
         """Logits of the token after each prompt, the prompts' cache entries, and the routers' choices."""
-        trunk = self.trunk(tokens, want_entries=True, names=PROMPTS)
-        last = jnp.take_along_axis(trunk.hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        return self.logits(last), self.by_part(trunk.entries), trunk.routing
+        if hasattr(self, "apart") and not any(block.moe for block in self.apart.blocks):
+            hidden, entries, routing = *self._prefill_apart(tokens), None
+        else:
+            trunk = self.trunk(tokens, want_entries=True, names=PROMPTS)
+            hidden, entries, routing = trunk.hidden, self.by_part(trunk.entries), trunk.routing
+        last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        return self.logits(last), entries, routing
+
+    def _prefill_apart(self, tokens: Int[Array, "P S"]) -> tuple[Float[Array, "P S D"], tuple[Array, ...]]:
+        """Final states and cache entries by the layers that decode, which need not be cut out of their stack. Experts
+        are prepared for few tokens, so that it is for dense layers only."""
+        cos, sin = cos_sin(self.config, self._positions(tokens, None))
+        x = constrain(self.embed(tokens), *PROMPTS, None)
+        entries = []
+        for block in self.apart.blocks:
+            x, entry, _ = block(x, cos, sin, None, None, None, PROMPTS)
+            entries.append(self._of_prompts(entry))
+        return self.norm(x), tuple(entries)
 
     def decode(
         self,

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from r1jax.configs.model import ModelConfig
-from r1jax.sharding import constrain
+from r1jax.sharding import constrain, on_cpu
 
 FEW_TOKENS = 64  # up to which a device's MLPs take them with features first
 
@@ -22,6 +22,29 @@ def precision(dtype: jnp.dtype) -> lax.Precision | None:
     return lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
+def narrow(dtype: jnp.dtype) -> bool:
+    """Whether products of `dtype` are asked for in float32, to be rounded after (which is how they are rounded anyway).
+
+    XLA on CPU multiplies bfloat16 as such, where the processor can, only if the result is float32; for another it makes
+    float32 copies of both factors, which takes three to ten times as long. Elsewhere a product in float32 would be
+    twice as much to sum between devices.
+    """
+    return jnp.dtype(dtype).itemsize < 4 and on_cpu()
+
+
+def dot(x: Array, w: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    """The product over `axes` of x and of w; in float32 if they are `narrow`."""
+    wide = jnp.float32 if narrow(x.dtype) else None
+    return lax.dot_general(x, w, (axes, ((), ())), precision=precision(x.dtype), preferred_element_type=wide)
+
+
+def narrow_matmul(
+    x: Float[Array, "N D"], w: Float[Array, "D F"] | Float[Array, "F D"], axis: int
+) -> Float[Array, "N F"]:
+    """`dot` over this axis of w for what is `narrow`. XLA on CPU would make float32 copies for one row too."""
+    return dot(jnp.concatenate([x, x]), w, ((1,), (axis,)))[:1] if x.shape[0] == 1 else dot(x, w, ((1,), (axis,)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: Array, w: Array, contract: int = 1) -> Array:
     """Contracts the last `contract` axes of x [..., in...] with the first of w [in..., out...] -> [..., out...].
@@ -29,8 +52,13 @@ def matmul(x: Array, w: Array, contract: int = 1) -> Array:
     Its backward pass keeps the cotangent materialised in its own layout: left to itself XLA on CPU fuses the
     elementwise chain before it into a transposed copy for the weight gradient, which costs several times the product.
     """
-    axes = (tuple(range(x.ndim - contract, x.ndim)), tuple(range(contract)))
-    return lax.dot_general(x, w, (axes, ((), ())), precision=precision(x.dtype))
+    batch, out = x.shape[: x.ndim - contract], w.shape[contract:]
+    if narrow(x.dtype):
+        size = math.prod(w.shape[:contract])
+        y = narrow_matmul(x.reshape(-1, size), w.reshape(size, -1), 0).reshape(*batch, *out)
+    else:
+        y = dot(x, w, (tuple(range(len(batch), x.ndim)), tuple(range(contract))))
+    return y.astype(x.dtype)
 
 
 def _matmul_fwd(x, w, contract):
@@ -42,10 +70,9 @@ def _matmul_bwd(contract, saved, g):
     g = lax.optimization_barrier(g)
     batch = x.ndim - contract
     out = w.ndim - contract
-    dims = ((tuple(range(g.ndim - out, g.ndim)), tuple(range(contract, w.ndim))), ((), ()))
-    dx = lax.dot_general(g, w, dims, precision=precision(x.dtype))
-    dw = lax.dot_general(x, g, ((tuple(range(batch)),) * 2, ((), ())), precision=precision(x.dtype))
-    return dx, dw
+    dx = dot(g, w, (tuple(range(g.ndim - out, g.ndim)), tuple(range(contract, w.ndim))))
+    dw = dot(x, g, (tuple(range(batch)),) * 2)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
@@ -123,11 +150,21 @@ class MLP(nnx.Module):
         return FeaturesFirst(gate[None], up[None], down[:, None])
 
 
+def matmul_features_first(x: Float[Array, "*B D"], w: Float[Array, "F D"]) -> Float[Array, "*B F"]:
+    """x @ w.T in float32 at least, as XLA on CPU does it fastest for few tokens: see `FeaturesFirst`."""
+    rows = x.reshape(-1, x.shape[-1])
+    if narrow(x.dtype):
+        y = narrow_matmul(rows, w, 1)
+    else:  # the barrier keeps XLA from turning the product round again, to have its result transposed
+        y = lax.optimization_barrier(dot(w, rows.T, ((1,), (0,)))).T
+    return y.reshape(*x.shape[:-1], -1)
+
+
 class FeaturesFirst(nnx.Module):
     """Gated MLPs side by side for few tokens, each of which goes through all of them, in two plain products.
 
-    XLA on CPU reads a weight fastest as the left factor, so tokens come last: [D, N] goes in, [E, F, N] is between,
-    [D, N] comes out.
+    XLA on CPU reads a weight fastest with what it sums over last: a float32 one as the left factor, so that tokens come
+    last ([D, N] goes in, [E, F, N] is between, [D, N] comes out), a bfloat16 one as the right factor.
     """
 
     def __init__(self, gate: Float[Array, "E F D"], up: Float[Array, "E F D"], down: Float[Array, "D E F"]):
@@ -138,12 +175,22 @@ class FeaturesFirst(nnx.Module):
         self, x: Float[Array, "A B D"], names: tuple[str, str], share: Float[Array, "E A*B"] | None = None
     ) -> Float[Array, "A B D"]:
         """The MLPs' sum, each token's weighted by its `share` of them; what has none is left out, whatever it is."""
-        gate, up = matmul(self.in_proj[...].astype(x.dtype), x.reshape(-1, x.shape[-1]).T)
-        hidden = jax.nn.silu(gate) * up
-        if share is not None:
-            # By `where`: 0 times what overflows would be NaN.
-            share = share[:, None]
-            hidden = jnp.where(share != 0, hidden.astype(share.dtype) * share, 0).astype(x.dtype)
-        y = matmul(self.out_proj[...].astype(x.dtype), hidden, 2)
+        into, out = (w[...].astype(x.dtype) for w in (self.in_proj, self.out_proj))
+        rows = x.reshape(-1, x.shape[-1])
+        if narrow(x.dtype):
+            both = narrow_matmul(rows, into.reshape(-1, rows.shape[1]), 1).astype(x.dtype)
+            gate, up = jnp.moveaxis(both.reshape(-1, *into.shape[:-1]), 1, 0)  # [N, E, F]
+            hidden = _weighted(jax.nn.silu(gate) * up, None if share is None else share.T[..., None])
+            y = narrow_matmul(hidden.reshape(rows.shape[0], -1), out.reshape(out.shape[0], -1), 1)
+            return y.astype(x.dtype).reshape(x.shape)
+        gate, up = matmul(into, rows.T)
+        hidden = _weighted(jax.nn.silu(gate) * up, None if share is None else share[:, None])
         # The barrier keeps XLA from turning the product round again, to have its result transposed.
-        return lax.optimization_barrier(y).T.reshape(x.shape)
+        return lax.optimization_barrier(matmul(out, hidden, 2)).T.reshape(x.shape)
+
+
+def _weighted(hidden: Array, share: Array | None) -> Array:
+    if share is None:
+        return hidden
+    # By `where`: 0 times what overflows would be NaN.
+    return jnp.where(share != 0, hidden.astype(share.dtype) * share, 0).astype(hidden.dtype)

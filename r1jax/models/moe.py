@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from r1jax.configs.model import ModelConfig
 from r1jax.models.experts import few_tokens, routed_experts
 from r1jax.models.layers import MLP, FeaturesFirst, parameter
+from r1jax.sharding import on_cpu
 
 MOST_TO_COMPARE = 32  # router scores among which `top_k` compares each with each
 
@@ -98,7 +99,7 @@ class MoE(nnx.Module):
         self.up_proj = parameter(rngs, config, (e, d, f), ("expert", "embed", "moe_mlp"), d)
         self.down_proj = parameter(rngs, config, (e, f, d), ("expert", "moe_mlp", "embed"), f)
         self.shared = MLP(config, f * config.n_shared_experts, rngs) if config.n_shared_experts else None
-        here = "tiled" if jax.default_backend() == "cpu" else "ragged"
+        here = "tiled" if on_cpu() else "ragged"
         self.backend, self.chunk = here if config.moe_backend == "auto" else config.moe_backend, config.moe_chunk
 
     def __call__(
