@@ -184,6 +184,35 @@ def test_dropless_at_any_imbalance(backend, experts, seed):
     assert relative_error(alone, together[i : i + 1]) < 1e-5
 
 
+@pytest.mark.parametrize("tile", [8, 16])
+@pytest.mark.parametrize("spread", ["over all", "on one", "on none"])
+def test_tiles_one_after_the_other_are_tiles_all_at_once(spread, tile):
+    """Without a gradient, and with one."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, D)).astype(np.float32)
+    gate, up = rng.standard_normal((2, 6, D, 4)).astype(np.float32)
+    down = rng.standard_normal((6, 4, D)).astype(np.float32)
+    experts = np.argsort(rng.random((50, 6)), axis=1)[:, :2]
+    if spread != "over all":
+        experts[:] = (3, -1) if spread == "on one" else -1
+    slots = ex.assign_slots(jnp.asarray(experts, jnp.int32), 6, tile)
+    run = lambda x: ex.tiled_mlps(tile, x, gate, up, down, slots.source, slots.dest, slots.group_sizes)  # noqa: E731
+    alone, (together, _) = jax.jit(run)(x), jax.vjp(run, x)
+    used = int(slots.group_sizes.sum())
+    np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
+    assert not alone[used:].any() and (used == 0) == (spread == "on none")
+
+
+def test_padding_reaches_no_expert():
+    layer, x = moe_layer(n_shared_experts=0), np.random.default_rng(0).standard_normal((4, 64, D)).astype(np.float32)
+    mask = np.arange(64) < np.array([64, 40, 1, 0])[:, None]
+    graph, state = nnx.split(layer)
+    run = jax.jit(lambda state, x, mask: nnx.merge(graph, state)(x, ("batch", "length"), mask)[0])
+    want, got = run(state, x, np.ones_like(mask)), run(state, x, mask)
+    np.testing.assert_allclose(got[mask], want[mask], rtol=1e-5, atol=1e-5)
+    assert np.abs(want[~mask]).min(axis=-1).max() > 0 and not got[~mask].any()
+
+
 NEAR = {"float32": 1e-5, "bfloat16": 1e-2}  # a product rounds to 2^-9 of it
 
 

@@ -319,7 +319,8 @@ class Decoder(nnx.Module):
         if hasattr(self, "apart") and not any(block.moe for block in self.apart.blocks):
             hidden, entries, routing = *self._prefill_apart(tokens), None
         else:
-            trunk = self.trunk(tokens, want_entries=True, names=PROMPTS)
+            mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
+            trunk = self.trunk(tokens, mask=mask, want_entries=True, names=PROMPTS)
             hidden, entries, routing = trunk.hidden, self.by_part(trunk.entries), trunk.routing
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
         return self.logits(last), entries, routing

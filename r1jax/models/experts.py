@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from r1jax import sharding
 from r1jax.errors import check_field
-from r1jax.models.layers import precision
+from r1jax.models.layers import matmul, precision
 
 # Measured on CPU with experts of 128 x 64 and 256 x 128. Copying together the weights of a tile's expert takes as long
 # as multiplying COPY rows by them; a row among those of every token with every expert as long as EVERY rows in tiles.
@@ -145,6 +145,58 @@ def few_tokens(tokens: int, top_k: int, num_experts: int) -> bool:
     return EVERY * tokens * num_experts <= tiled_cost(rows, num_experts, choose_tile(rows, num_experts))
 
 
+def _in_batches(tile, x, gate, up, down, source, dest, group_sizes) -> Float[Array, "M D"]:
+    """`tiled_mlps` by products of all tiles at once."""
+    tiles = dispatch(x, source, dest).reshape(-1, tile, x.shape[1])
+    owner = _owner(jnp.arange(tiles.shape[0]), tile, group_sizes)
+    hidden = jax.nn.silu(tiled_matmul(tiles, gate, owner)) * tiled_matmul(tiles, up, owner)
+    return tiled_matmul(hidden, down, owner).reshape(-1, x.shape[1])
+
+
+def _owner(number: Int[Array, "*S"], tile: int, group_sizes: Int[Array, "E"]) -> Int[Array, "*S"]:
+    """The expert of each tile."""
+    ends = jnp.cumsum(group_sizes) // tile
+    return jnp.searchsorted(ends, number, side="right").clip(max=group_sizes.shape[0] - 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def tiled_mlps(
+    tile: int,
+    x: Float[Array, "N D"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+    source: Int[Array, "M"],
+    dest: Int[Array, "N k"],
+    group_sizes: Int[Array, "E"],
+) -> Float[Array, "M D"]:
+    """MLP_e(x) in the slots of each expert e; zeros in those past the last run.
+
+    Where no gradient is taken the tiles in use go one after the other. That does less than all of them at once, whose
+    number is that of the worst routing, and each works in the processor's cache.
+    """
+    k = dest.shape[1]
+
+    def one(i: Int[Array, ""], y: Float[Array, "M D"]) -> Float[Array, "M D"]:
+        e = _owner(i, tile, group_sizes)
+        rows = _take(x, lax.dynamic_slice_in_dim(source, i * tile, tile) // k)
+        out = matmul(jax.nn.silu(matmul(rows, gate[e])) * matmul(rows, up[e]), down[e])
+        return lax.dynamic_update_slice_in_dim(y, out, i * tile, axis=0)
+
+    return lax.fori_loop(0, group_sizes.sum() // tile, one, jnp.zeros((source.shape[0], x.shape[1]), x.dtype))
+
+
+def _tiled_mlps_fwd(tile, x, gate, up, down, *slots):
+    return jax.vjp(lambda *args: _in_batches(tile, *args, *slots), x, gate, up, down)
+
+
+def _tiled_mlps_bwd(tile, vjp, g):
+    return *vjp(g), None, None, None
+
+
+tiled_mlps.defvjp(_tiled_mlps_fwd, _tiled_mlps_bwd)
+
+
 def expert_mlps(
     x: Float[Array, "N D"],
     experts: Int[Array, "N k"],
@@ -162,16 +214,12 @@ def expert_mlps(
     gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))
     tile = 1 if backend == "ragged" else choose_tile(experts.size, num_experts)
     slots = assign_slots(experts, num_experts, tile)
-    rows = dispatch(x, slots.source, slots.dest)
     if backend == "ragged":
+        rows = dispatch(x, slots.source, slots.dest)
         product = functools.partial(lax.ragged_dot, group_sizes=slots.group_sizes, precision=precision(x.dtype))
         y = product(jax.nn.silu(product(rows, gate)) * product(rows, up), down)
     else:
-        tiles = rows.reshape(-1, tile, rows.shape[-1])
-        ends = jnp.cumsum(slots.group_sizes) // tile
-        owner = jnp.searchsorted(ends, jnp.arange(tiles.shape[0]), side="right").clip(max=num_experts - 1)
-        hidden = jax.nn.silu(tiled_matmul(tiles, gate, owner)) * tiled_matmul(tiles, up, owner)
-        y = tiled_matmul(hidden, down, owner).reshape(rows.shape)
+        y = tiled_mlps(tile, x, gate, up, down, slots.source, slots.dest, slots.group_sizes)
     return combine(y, weights, slots.source, slots.dest).astype(x.dtype)
 
 

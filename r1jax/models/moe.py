@@ -111,7 +111,10 @@ class MoE(nnx.Module):
     ) -> tuple[Float[Array, "A B D"], Routing]:
         weights, routing = self.router(x, mask, experts)
         matrices = (self.gate_proj[...], self.up_proj[...], self.down_proj[...])
-        y = routed_experts(x, routing.experts, weights, *matrices, names, self.backend, self.chunk)
+        chosen = (
+            routing.experts if mask is None else jnp.where(mask[..., None], routing.experts, -1)
+        )  # padding: nowhere
+        y = routed_experts(x, chosen, weights, *matrices, names, self.backend, self.chunk)
         if self.shared is not None:
             y = y + self.shared(x, names)
         return y, routing
