@@ -27,6 +27,7 @@ from r1jax.models.layers import matmul, precision
 # Measured on CPU with experts of 128 x 64 and 256 x 128. Copying together the weights of a tile's expert takes as long
 # as multiplying COPY rows by them; a row among those of every token with every expert as long as EVERY rows in tiles.
 COPY, EVERY = 32, 1.5
+LARGE = 256  # rows of a tile beside which copies and padding matter less than that both cores work on it
 
 
 class Slots(NamedTuple):
@@ -172,9 +173,11 @@ def tiled_mlps(
 ) -> Float[Array, "M D"]:
     """MLP_e(x) in the slots of each expert e; zeros in those past the last run.
 
-    Where no gradient is taken the tiles in use go one after the other. That does less than all of them at once, whose
-    number is that of the worst routing, and each works in the processor's cache.
+    Where no gradient is taken, small tiles go one after the other, those in use. That does less than all of them at
+    once, whose number is that of the worst routing, and each works in the processor's cache.
     """
+    if tile >= LARGE:
+        return _in_batches(tile, x, gate, up, down, source, dest, group_sizes)
     k = dest.shape[1]
 
     def one(i: Int[Array, ""], y: Float[Array, "M D"]) -> Float[Array, "M D"]:
