@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-CONTROL_GROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+CONTROL_GROUPS, CONTROL_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _ANEW = "R1JAX_STARTED_ANEW"  # in the environment of a process that has been: never twice
 
 
@@ -41,15 +39,28 @@ def _on_request() -> str:
 
 
 def host_memory() -> int:
-    """Bytes that this process may have: the machine's memory, or less where its control group says so."""
+    """Bytes that this process may have: the machine's memory, or less where a control group that it is in says so."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # another system
         total = 8 << 30
-    for limit in CONTROL_GROUP_LIMITS:
+    for limit in _memory_limits():
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             total = min(total, int(limit.read_text()))
     return total
+
+
+def _memory_limits() -> Iterator[Path]:
+    """Where the limits of this process's control group and of those around it are, in either version of the system."""
+    with contextlib.suppress(OSError):  # no control groups
+        for line in CONTROL_GROUP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root = CONTROL_GROUPS / "memory" if controllers else CONTROL_GROUPS
+            group = root / path.lstrip("/")
+            for around in (group, *group.parents[: len(group.parents) - len(root.parents)]):
+                yield around / ("memory.limit_in_bytes" if controllers else "memory.max")
 
 
 def compile_cache(folder: Path) -> None:

@@ -80,7 +80,6 @@ def full_logits(config, state, prompts=4):
 # Positions reach 17: past the original YaRN length of 16.
 MODELS = {
     "mla": tiny_config(num_nextn_predict_layers=0),
-    "mla, all dense": tiny_config(num_nextn_predict_layers=0, num_hidden_layers=2, first_k_dense_replace=2),
     "mla without q_lora": tiny_config(num_nextn_predict_layers=0, q_lora_rank=None, num_hidden_layers=3),
     "qwen2": tiny_qwen2(),
     "llama3 with norms": tiny_llama3(qk_norm=True),
@@ -92,7 +91,7 @@ MODELS = {
 def test_decoding_equals_the_full_forward(name, apart, monkeypatch):
     """With each layer cut out of its stack beforehand, and with layers scanned within the loop."""
     monkeypatch.setattr(attention, "DECODE_BUCKET", 4)  # completions of 10 go through buckets of 4, 8 and 10
-    monkeypatch.setattr(decoder, "LAYERS_APART", 0.0 if apart == "never" else 1.0)
+    monkeypatch.setattr(decoder, "LAYERS_APART", 0 if apart == "never" else 1 << 30)
     config = MODELS[name]
     state = random_state(config)
     got = cached_logits(config, state, prepared=apart == "before the prompts")
@@ -100,7 +99,7 @@ def test_decoding_equals_the_full_forward(name, apart, monkeypatch):
 
 
 @pytest.mark.parametrize("wide_parameters", [True, False])
-@pytest.mark.parametrize("name", ["mla, all dense", "qwen2"])  # routers change their minds for a rounding error
+@pytest.mark.parametrize("name", ["llama3 with norms", "qwen2"])  # routers change their minds for a rounding error
 def test_decoding_in_bfloat16_is_as_near_to_float32_as_the_full_forward(name, wide_parameters):
     config = MODELS[name].replace(dtype="bfloat16", param_dtype="float32" if wide_parameters else "bfloat16")
     state = random_state(config)
@@ -110,17 +109,20 @@ def test_decoding_in_bfloat16_is_as_near_to_float32_as_the_full_forward(name, wi
     assert relative_error(got, exact) < 1.5 * relative_error(full, exact) < 0.1
 
 
-def test_layers_are_apart_where_a_copy_for_each_device_is_a_small_part_of_the_memory(monkeypatch):
-    config = MODELS["qwen2"]
+@pytest.mark.parametrize("name", ["mla", "llama3 with norms"])  # with a head of its own and without
+def test_layers_are_apart_where_a_copy_for_each_device_is_within_the_limit(name):
+    config = MODELS[name]
     model = nnx.merge(graphdef(config), random_state(config))
-    size = sum(a.nbytes for a in jax.tree.leaves(nnx.state(model.dense_layers)))
-    for memory, alone, both in ((4 * size - 1, False, False), (4 * size, True, False), (8 * size, True, True)):
-        monkeypatch.setattr(decoder, "host_memory", lambda memory=memory: memory)
-        assert model.layers_apart() is alone
+    embedding_and_norm = (model.embed.weight[...].size + config.hidden_size) * 4
+    size = sum(a.nbytes for a in jax.tree.leaves(nnx.state(model))) - embedding_and_norm
+    for limit, alone, both in ((size - 1, False, False), (size, True, False), (2 * size, True, True)):
+        assert model.layers_apart(limit) is alone
         with use(make_layout({"data": 2}, "sample")):
-            assert model.layers_apart() is both
+            assert model.layers_apart(limit) is both
     with use(make_layout({"tensor": 2}, "sample")):
-        assert not model.layers_apart()  # its weights are split
+        assert not model.layers_apart(2 * size)  # its weights are split
+    model.prepare_decoding(1, limit=size)
+    assert model.layers_apart(0)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -65,14 +65,25 @@ def test_only_where_it_changes_something_and_nobody_decided(tmp_path, monkeypatc
         assert len(calls) == 1
 
 
-def test_the_hosts_memory_is_what_the_control_group_leaves(tmp_path, monkeypatch):
-    files = [tmp_path / name for name in ("missing", "max", "limit")]
-    files[1].write_text("max\n")
-    monkeypatch.setattr(runtime, "CONTROL_GROUP_LIMITS", files[:2])
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("0::/job/step", "job/step/memory.max"),
+        ("0::/job/step", "job/memory.max"),
+        ("0::/job/step", "memory.max"),
+        ("3:cpu,memory:/job", "memory/job/memory.limit_in_bytes"),
+        ("3:cpu,memory:/job", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_the_hosts_memory_is_what_the_control_groups_leave(tmp_path, monkeypatch, line, file):
+    monkeypatch.setattr(runtime, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(runtime, "CONTROL_GROUP", tmp_path / "missing")
     whole = runtime.host_memory()
     assert whole == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    files[2].write_text(f"{whole // 2}\n")
-    monkeypatch.setattr(runtime, "CONTROL_GROUP_LIMITS", files)
-    assert runtime.host_memory() == whole // 2
-    files[2].write_text(f"{2 * whole}\n")
+    monkeypatch.setattr(runtime, "CONTROL_GROUP", tmp_path / "of this process")
+    runtime.CONTROL_GROUP.write_text(f"7:freezer:/other\n{line}\n")
     assert runtime.host_memory() == whole
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    for text, memory in (("max", whole), (str(whole // 2), whole // 2), (str(2 * whole), whole)):
+        (tmp_path / file).write_text(f"{text}\n")
+        assert runtime.host_memory() == memory

@@ -200,8 +200,8 @@ def _read_parameter(
     arrays = []
     for bounds, holders in devices.items():
         local = _read_shard(files, source, shape, bounds, dtype, block)
-        # Waited for, so that the host's copy is gone before the next one is made: jaxlib lets go of what it has copied
-        # only when Python collects garbage.
+        # Waited for, so that the host's copy (on CPU it is the parameter) is gone before the next one is made: jaxlib
+        # lets go of what it has copied only when Python collects garbage.
         arrays += [jax.block_until_ready(jax.device_put(local, device)) for device in holders]
         del local
         gc.collect(0)

@@ -19,15 +19,14 @@ from r1jax.models.layers import MLP, Embedding, RMSNorm, matmul, matmul_features
 from r1jax.models.mla import MLA
 from r1jax.models.moe import MoE, Routing
 from r1jax.models.rope import cos_sin
-from r1jax.runtime import host_memory
 from r1jax.sharding import constrain, pin
 
 TOKENS = ("batch", "length")  # logical axes of whole sequences,
 PROMPTS = ("prompt", "length")  # of a rollout's prompts, which a group shares,
 ROWS = ("prompt", "group")  # and of one token per row of a rollout
 
-# The part of the host's memory up to which decoding on CPU makes a copy of the weights: see `prepare_decoding`.
-LAYERS_APART = 1 / 4
+# Bytes of weights up to which decoding on CPU makes a copy of them, each layer by itself: see `prepare_decoding`.
+LAYERS_APART = 256 << 20
 
 
 class Block(nnx.Module):
@@ -181,48 +180,48 @@ class Decoder(nnx.Module):
         """Each stack that exists, in order."""
         return [m for m in (self.dense_layers, self.moe_layers) if m is not None]
 
-    def prepare_decoding(self, rows: int, draft: bool = False) -> None:
+    def prepare_decoding(self, rows: int, draft: bool = False, limit: int | None = None) -> None:
         """Lays out, once for many steps, what `decode` and `draft` of `rows` tokens at a time run through, in `apart`.
 
         A scan over layers cuts each out of its stack, which on CPU copies it, at every step: that takes as long as the
-        step itself. So where a copy of all weights is small, every layer stands alone, cut out once, its weights in the
-        form that suits so many rows. Elsewhere, and for a model that has been prepared, there is nothing to do. For a
-        model that samples only: what it has prepared does not follow its weights.
+        step itself. So where a copy of all weights takes at most `limit` bytes (None: `LAYERS_APART`), every layer
+        stands alone, cut out once, its weights in the form that suits so many rows, and so does the head. Elsewhere,
+        and for a model that has been prepared, there is nothing to do. For a model that samples only: what it has
+        prepared does not follow its weights.
         """
-        if self.layers_apart() and not hasattr(self, "apart"):
+        if self.layers_apart(limit) and not hasattr(self, "apart"):
             head = None if self.config.tie_word_embeddings else self.lm_head[...].T
-            self.apart = LayersApart(self._parts(), head, self.mtp[0] if draft else None, rows)
+            self.apart = LayersApart(self._parts(apart=True), head, self.mtp[0] if draft else None, rows)
 
-    def _parts(self) -> list[Block]:
+    def _parts(self, apart: bool) -> list[Block]:
         """The stacks, or each layer of a stack by itself, as decoding goes through them."""
         parts = []
         for stack in self._stacks():
             graph, state = nnx.split(stack)
-            alone = range(_layers(state)) if self._alone(state) else ()
+            alone = range(_layers(state)) if apart or _layers(state) == 1 else ()
             layers = [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state)) for i in alone]
             parts += layers or [stack]
         return parts
 
     def by_part(self, entries: tuple[Float[Array, "L P S *E"], ...]) -> tuple[Float[Array, "*L P S *E"], ...]:
         """A prompt's cache entries, given for dense and for MoE layers, in the parts that decoding goes through."""
-        parts = []
-        for stack, e in zip(self._stacks(), entries, strict=True):
-            parts += [*e] if self._alone(nnx.state(stack)) else [e]
+        parts, apart = [], self.layers_apart()
+        for e in entries:
+            parts += [*e] if apart or e.shape[0] == 1 else [e]
         return tuple(self._of_prompts(e) for e in parts)
 
-    def _alone(self, state: nnx.State) -> bool:
-        return _layers(state) == 1 or self.layers_apart()
-
-    def layers_apart(self) -> bool:
-        """Whether decoding here takes every layer by itself, and is faster for `prepare_decoding`."""
+    def layers_apart(self, limit: int | None = None) -> bool:
+        """Whether decoding here takes every layer by itself: has been prepared, or is to be within so many bytes."""
+        if hasattr(self, "apart"):
+            return True
         if not (sharding.on_cpu() and sharding.weights_whole()):
             return False
         layout = sharding.current()
         copies = 1 if layout is None else layout.mesh.size  # every device has its own
-        size = sum(
-            leaf.size * leaf.dtype.itemsize for stack in self._stacks() for leaf in jax.tree.leaves(nnx.state(stack))
-        )
-        return copies * size <= LAYERS_APART * host_memory()
+        head = [] if self.config.tie_word_embeddings else [self.lm_head[...]]
+        leaves = jax.tree.leaves([nnx.state(part) for part in (*self._stacks(), *self.mtp)]) + head
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return copies * size <= (LAYERS_APART if limit is None else limit)
 
     def _of_prompts(self, entries: Float[Array, "*L P S *E"]) -> Float[Array, "*L P S *E"]:
         """Laid out as a cache holds them."""
@@ -257,7 +256,8 @@ class Decoder(nnx.Module):
         Args:
           positions: 0..T-1 unless given (packed rows restart theirs).
           segment_ids: keeps packed examples apart; 0 is padding.
-          mask: tokens that count in the routers' load and balance loss (all unless given).
+          mask: tokens that are not padding (all unless given); others reach no routed expert and count in no load or
+            balance loss.
           experts: replays these choices of the MoE layers instead of routing anew.
           want_entries: also return every layer's cache entries.
           names: logical axes of the tokens.
@@ -316,7 +316,8 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "P S"], lengths: Int[Array, "P"]
     ) -> tuple[Float[Array, "P V"], tuple[Array, ...], Routing | None]:
         """Logits of the token after each prompt, the prompts' cache entries, and the routers' choices."""
-        if hasattr(self, "apart") and not any(block.moe for block in self.apart.blocks):
+        dense = self.config.attention == "gqa" and self.moe_layers is None
+        if hasattr(self, "apart") and dense:
             hidden, entries, routing = *self._prefill_apart(tokens), None
         else:
             mask = jnp.arange(tokens.shape[1]) < lengths[:, None]
@@ -326,8 +327,8 @@ class Decoder(nnx.Module):
         return self.logits(last), entries, routing
 
     def _prefill_apart(self, tokens: Int[Array, "P S"]) -> tuple[Float[Array, "P S D"], tuple[Array, ...]]:
-        """Final states and cache entries by the layers that decode, which need not be cut out of their stack. Experts
-        are prepared for few tokens, so that it is for dense layers only."""
+        """Final states and cache entries by the layers that decode, which need not be cut out of their stack. For those
+        that serve whole sequences too as they are prepared: experts and latent attention do not."""
         cos, sin = cos_sin(self.config, self._positions(tokens, None))
         x = constrain(self.embed(tokens), *PROMPTS, None)
         entries = []
@@ -364,7 +365,7 @@ class Decoder(nnx.Module):
         cos, sin = cos_sin(self.config, _side_by_side(positions))
         x = constrain(self.embed(_side_by_side(tokens)), *ROWS, None)
         completion, experts = [], []
-        parts = self.apart.blocks if hasattr(self, "apart") else self._parts()
+        parts = self.apart.blocks if hasattr(self, "apart") else self._parts(self.layers_apart())
         for part, prompt, written in zip(parts, cache.prompt, cache.completion, strict=True):
             (graph, state), alone = nnx.split(part), part.alone
 
@@ -387,12 +388,14 @@ class Decoder(nnx.Module):
         x = self.norm(x).reshape(*tokens.shape, -1)
         return x, cache.replace(completion=tuple(completion)), experts
 
-    def draft_prefill(self, tokens: Int[Array, "P S"], hidden: Float[Array, "P S D"]) -> Float[Array, "P S *E"]:
+    def draft_prefill(
+        self, tokens: Int[Array, "P S"], hidden: Float[Array, "P S D"], mask: Bool[Array, "P S"]
+    ) -> Float[Array, "P S *E"]:
         """The first prediction module's cache entries of a prompt. Entry i is of the state at i and token i + 1, so
         that the last one of a prompt, whose next token has yet to be drawn, does not count."""
         cos, sin = cos_sin(self.config, self._positions(tokens, None))
         embedded = constrain(self.embed(jnp.roll(tokens, -1, axis=1)), *PROMPTS, None)
-        return self._of_prompts(self.mtp[0](hidden, embedded, cos, sin, None, None, PROMPTS)[1])
+        return self._of_prompts(self.mtp[0](hidden, embedded, cos, sin, None, mask, PROMPTS)[1])
 
     def draft(
         self,

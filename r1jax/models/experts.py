@@ -2,8 +2,8 @@
 
 Rows (one for each token and chosen expert) are sorted by expert into *slots*. On TPU and GPU `lax.ragged_dot`
 multiplies the runs as they are. XLA's CPU backend would do every expert for every row there, so on CPU each expert's
-run is padded to whole tiles and one batched product takes each tile with its expert's weights: exact, dropless, and at
-most one tile of waste an expert.
+run is padded to whole tiles, each of which is multiplied by its expert's weights, all at once or one after the other:
+exact, dropless, and at most one tile of waste an expert.
 
 On a mesh, experts live on the axes of logical axis "expert". A device gathers the tokens of the devices that share the
 experts' axes, does the part of its own experts, and the parts are summed and scattered back to the tokens' owners.
@@ -40,7 +40,8 @@ class Slots(NamedTuple):
 
 
 def assign_slots(experts: Int[Array, "N k"], num_experts: int, tile: int) -> Slots:
-    """Sorts rows by expert. Experts outside 0..num_experts-1 live on another device: their rows go nowhere."""
+    """Sorts rows by expert. Rows of experts outside 0..num_experts-1 go nowhere: another device has those, or no
+    device has, where a token is padding."""
     n, k = experts.shape
     flat = experts.reshape(-1)
     here = (flat >= 0) & (flat < num_experts)
@@ -209,7 +210,7 @@ def expert_mlps(
     down: Float[Array, "E F D"],
     backend: str,
 ) -> Float[Array, "N D"]:
-    """sum_k weights[:, k] * MLP_experts[:, k](x) over the experts given; others (out of range) contribute nothing."""
+    """sum_k weights[:, k] * MLP_experts[:, k](x) over the experts given; others contribute nothing."""
     num_experts = gate.shape[0]  # of those here
     if num_experts < experts.shape[1]:  # a token's experts are distinct: nothing is gathered for those not here
         first = jnp.argsort((experts < 0) | (experts >= num_experts), axis=1)[:, :num_experts]

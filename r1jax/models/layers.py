@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from r1jax.configs.model import ModelConfig
 from r1jax.sharding import constrain, on_cpu
 
-FEW_TOKENS = 64  # up to which a device's MLPs take them with features first
+FEW_TOKENS = 64  # up to which a device's MLPs are `FeaturesFirst`
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision | None:
@@ -27,7 +27,7 @@ def narrow(dtype: jnp.dtype) -> bool:
 
     XLA on CPU multiplies bfloat16 as such, where the processor can, only if the result is float32; for another it makes
     float32 copies of both factors, which takes three to ten times as long. Elsewhere a product in float32 would be
-    twice as much to sum between devices.
+    twice as much to sum between devices. (The products within attention, and of experts in tiles, are as they were.)
     """
     return jnp.dtype(dtype).itemsize < 4 and on_cpu()
 

@@ -70,7 +70,7 @@ class MLA(nnx.Module):
         """Attention over whole sequences, whose axes have logical `names`; the output and each token's cache entry."""
         q_nope, q_rope = self._queries(x, cos, sin)
         entry = self._entry(x, cos, sin)
-        kv = matmul(entry[..., : self.rank], self._expansion().astype(x.dtype))
+        kv = matmul(entry[..., : self.rank], self.kv_b_proj[...].astype(x.dtype))
         key = jnp.broadcast_to(entry[..., None, self.rank :], q_rope.shape)
         q = constrain(jnp.concatenate([q_nope, q_rope], axis=-1), *names, "heads", None)
         k = constrain(jnp.concatenate([kv[..., : self.nope], key], axis=-1), names[0], None, "heads", None)
@@ -83,12 +83,6 @@ class MLA(nnx.Module):
         key_up, value_up = self._absorbed(self.kv_b_proj[...].dtype)
         self.key_up, self.value_up = nnx.Param(key_up), nnx.Param(value_up)
         del self.kv_b_proj
-
-    def _expansion(self) -> Float[Array, "R H nope+V"]:
-        """Of a latent to the keys and values of whole sequences."""
-        if hasattr(self, "key_up"):
-            return jnp.concatenate([jnp.moveaxis(self.key_up[...], 2, 0), jnp.moveaxis(self.value_up[...], 1, 0)], -1)
-        return self.kv_b_proj[...]
 
     def _absorbed(self, dtype: jnp.dtype) -> tuple[Float[Array, "H nope R"], Float[Array, "H R V"]]:
         """The expansion of a latent to keys, which the query takes in, and to values, which the output does."""

@@ -99,8 +99,7 @@ class MoE(nnx.Module):
         self.up_proj = parameter(rngs, config, (e, d, f), ("expert", "embed", "moe_mlp"), d)
         self.down_proj = parameter(rngs, config, (e, f, d), ("expert", "moe_mlp", "embed"), f)
         self.shared = MLP(config, f * config.n_shared_experts, rngs) if config.n_shared_experts else None
-        here = "tiled" if on_cpu() else "ragged"
-        self.backend, self.chunk = here if config.moe_backend == "auto" else config.moe_backend, config.moe_chunk
+        self.backend, self.chunk = config.moe_backend, config.moe_chunk
 
     def __call__(
         self,
@@ -114,14 +113,19 @@ class MoE(nnx.Module):
         chosen = (
             routing.experts if mask is None else jnp.where(mask[..., None], routing.experts, -1)
         )  # padding: nowhere
-        y = routed_experts(x, chosen, weights, *matrices, names, self.backend, self.chunk)
+        y = routed_experts(x, chosen, weights, *matrices, names, self._backend, self.chunk)
         if self.shared is not None:
             y = y + self.shared(x, names)
         return y, routing
 
+    @property
+    def _backend(self) -> str:
+        """Asked where it is traced: a model may be made before it is known for which devices."""
+        return ("tiled" if on_cpu() else "ragged") if self.backend == "auto" else self.backend
+
     def prepared(self, tokens: int) -> MoE | EveryExpert:
         """The form in which a CPU device takes that many tokens at a time, many times, with all weights."""
-        every = self.backend == "tiled" and few_tokens(tokens, self.router.top_k, self.gate_proj.shape[0])
+        every = self._backend == "tiled" and few_tokens(tokens, self.router.top_k, self.gate_proj.shape[0])
         return EveryExpert(self) if every else self
 
 
@@ -151,6 +155,8 @@ class EveryExpert(nnx.Module):
         experts: Int[Array, "A B k"] | None = None,
     ) -> tuple[Float[Array, "A B D"], Routing]:
         weights, routing = self.router(x, mask, experts)
+        if mask is not None:
+            weights = jnp.where(mask[..., None], weights, 0)
         tokens = x.shape[0] * x.shape[1]
         number = jnp.arange(self.mlps.out_proj.shape[1])[:, None]
         chosen = (routing.experts.reshape(tokens, -1) == number[..., None]).astype(weights.dtype)  # [E, N, k]

@@ -179,9 +179,11 @@ class Generator:
         return jax.device_put(jax.random.fold_in(self.key, number), self.layout.replicated)
 
     def _jit(self, function: Any, **options: Any) -> Any:
+        layout = self.layout  # and not the generator, which holds what this returns
+
         @functools.partial(jax.jit, **options)
         def under_layout(*args):
-            with sharding.use(self.layout):
+            with sharding.use(layout):
                 return function(*args)
 
         return under_layout

@@ -12,9 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from r1jax.configs.training import SamplingConfig
 from r1jax.losses.logprobs import allowed_logits
-from r1jax.models.decoder import ROWS, Cache, Decoder
+from r1jax.models.decoder import LAYERS_APART, ROWS, Cache, Decoder
+from r1jax.runtime import host_memory
 from r1jax.sampling.truncation import draw
 from r1jax.sharding import constrain
+
+OF_THE_HOST = 1 / 4  # of its memory, which weights that are prepared ahead may take a second time
 
 
 @struct.dataclass
@@ -75,7 +78,8 @@ def make_sampler(
 def prepare_sampling(
     graph: nnx.GraphDef, state: nnx.State, rows: int, draft: bool = False
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """What `graph` and `state` become for many calls of one sampler, which otherwise prepares itself in each of them.
+    """What `graph` and `state` become for many calls of one sampler, which otherwise prepares itself in each of them
+    (and, beside all that training holds, only small models).
 
     Under the layout that the sampler is to run under, and not to be jitted: what need not change is handed on.
 
@@ -84,13 +88,15 @@ def prepare_sampling(
       draft: prepare the prediction module too.
     """
     model: Decoder = nnx.merge(graph, state)
-    if not model.layers_apart():
+    # Several processes must come to the same decision.
+    limit = LAYERS_APART if jax.process_count() > 1 else max(LAYERS_APART, int(OF_THE_HOST * host_memory()))
+    if not model.layers_apart(limit):
         return graph, state
 
     @jax.jit
     def prepare(state: nnx.State):
         model: Decoder = nnx.merge(graph, state)
-        model.prepare_decoding(rows, draft)
+        model.prepare_decoding(rows, draft, limit)
         return nnx.split(model.apart)
 
     model.apart = nnx.merge(*prepare(state))

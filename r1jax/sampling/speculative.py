@@ -107,8 +107,9 @@ def make_speculative_sampler(
             return jax.random.categorical(key, logp).astype(jnp.int32), logp, module
 
         # The prompt, and the first token, which nothing has drafted.
-        trunk = model.trunk(prompts, want_entries=True, names=("prompt", "length"))
-        entries, module_entries = model.by_part(trunk.entries), model.draft_prefill(prompts, trunk.hidden)
+        trunk = model.trunk(prompts, mask=trunk_mask, want_entries=True, names=("prompt", "length"))
+        entries = model.by_part(trunk.entries)
+        module_entries = model.draft_prefill(prompts, trunk.hidden, module_mask)
         model.prepare_decoding(2 * p * group, draft=True)
         last_state = jnp.take_along_axis(trunk.hidden, (prompt_lengths - 1)[:, None, None], axis=1)
         last_state = jnp.broadcast_to(last_state, (p, group, last_state.shape[-1]))
