@@ -1,4 +1,4 @@
-"""What a process sets up once, before its first computation."""
+"""What a process sets up once, before its first computation, and what memory it has."""
 
 from __future__ import annotations
 

@@ -203,10 +203,11 @@ def test_tiles_one_after_the_other_are_tiles_all_at_once(spread, tile):
     assert not alone[used:].any() and (used == 0) == (spread == "on none")
 
 
-def test_padding_reaches_no_expert():
+@pytest.mark.parametrize("form", [MoE, EveryExpert])
+def test_padding_reaches_no_expert(form):
     layer, x = moe_layer(n_shared_experts=0), np.random.default_rng(0).standard_normal((4, 64, D)).astype(np.float32)
     mask = np.arange(64) < np.array([64, 40, 1, 0])[:, None]
-    graph, state = nnx.split(layer)
+    graph, state = nnx.split(layer if form is MoE else layer.prepared(6))
     run = jax.jit(lambda state, x, mask: nnx.merge(graph, state)(x, ("batch", "length"), mask)[0])
     want, got = run(state, x, np.ones_like(mask)), run(state, x, mask)
     np.testing.assert_allclose(got[mask], want[mask], rtol=1e-5, atol=1e-5)

@@ -13,7 +13,6 @@ from hf_folders import deepseek_folder
 from r1jax.configs.training import SamplingConfig
 from r1jax.data.hf_tokenizer import load_tokenizer
 from r1jax.errors import ConfigError, DataError
-from r1jax.models import decoder
 from r1jax.sampling import sampler
 from r1jax.sampling.generator import Generator
 
@@ -202,8 +201,6 @@ def test_weights_are_held_once_but_for_small_layers_which_are_prepared_once(make
     assert buffers(state) > buffers(generator._weights[1])
     assert set(state["apart"]) == {"blocks", "head"} | ({"mtp"} if speculative else set())
     assert set(state["apart"]["blocks"][1]["mlp"]) == {"router", "mlps"}  # all experts at once
-    for module in (decoder, sampler):
-        monkeypatch.setattr(module, "LAYERS_APART", 0)
     monkeypatch.setattr(sampler, "OF_THE_HOST", 0)
     generator = make(speculative=speculative)
     assert buffers(generator._programs.state) == buffers(generator._weights[1])

@@ -316,8 +316,7 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "P S"], lengths: Int[Array, "P"]
     ) -> tuple[Float[Array, "P V"], tuple[Array, ...], Routing | None]:
         """Logits of the token after each prompt, the prompts' cache entries, and the routers' choices."""
-        dense = self.config.attention == "gqa" and self.moe_layers is None
-        if hasattr(self, "apart") and dense:
+        if hasattr(self, "apart") and self.config.attention == "gqa" and self.moe_layers is None:
             hidden, entries, routing = *self._prefill_apart(tokens), None
         else:
             mask = jnp.arange(tokens.shape[1]) < lengths[:, None]

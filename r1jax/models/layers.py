@@ -38,11 +38,11 @@ def dot(x: Array, w: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Ar
     return lax.dot_general(x, w, (axes, ((), ())), precision=precision(x.dtype), preferred_element_type=wide)
 
 
-def narrow_matmul(
-    x: Float[Array, "N D"], w: Float[Array, "D F"] | Float[Array, "F D"], axis: int
-) -> Float[Array, "N F"]:
-    """`dot` over this axis of w for what is `narrow`. XLA on CPU would make float32 copies for one row too."""
-    return dot(jnp.concatenate([x, x]), w, ((1,), (axis,)))[:1] if x.shape[0] == 1 else dot(x, w, ((1,), (axis,)))
+def narrow_matmul(x: Float[Array, "N D"], w: Array, axis: int) -> Float[Array, "N F"]:
+    """`dot` over this axis of w [D, F] or [F, D] for what is `narrow`."""
+    if x.shape[0] == 1:  # XLA on CPU would make float32 copies for one row too
+        return dot(jnp.concatenate([x, x]), w, ((1,), (axis,)))[:1]
+    return dot(x, w, ((1,), (axis,)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -110,9 +110,9 @@ class MoE(nnx.Module):
     ) -> tuple[Float[Array, "A B D"], Routing]:
         weights, routing = self.router(x, mask, experts)
         matrices = (self.gate_proj[...], self.up_proj[...], self.down_proj[...])
-        chosen = (
-            routing.experts if mask is None else jnp.where(mask[..., None], routing.experts, -1)
-        )  # padding: nowhere
+        chosen = routing.experts
+        if mask is not None:  # padding goes nowhere
+            chosen = jnp.where(mask[..., None], chosen, -1)
         y = routed_experts(x, chosen, weights, *matrices, names, self._backend, self.chunk)
         if self.shared is not None:
             y = y + self.shared(x, names)

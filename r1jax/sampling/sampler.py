@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from r1jax.configs.training import SamplingConfig
 from r1jax.losses.logprobs import allowed_logits
-from r1jax.models.decoder import LAYERS_APART, ROWS, Cache, Decoder
+from r1jax.models.decoder import ROWS, Cache, Decoder
 from r1jax.runtime import host_memory
 from r1jax.sampling.truncation import draw
 from r1jax.sharding import constrain
@@ -88,8 +88,8 @@ def prepare_sampling(
       draft: prepare the prediction module too.
     """
     model: Decoder = nnx.merge(graph, state)
-    # Several processes must come to the same decision.
-    limit = LAYERS_APART if jax.process_count() > 1 else max(LAYERS_APART, int(OF_THE_HOST * host_memory()))
+    # Several processes, whose hosts may differ, must come to the same decision.
+    limit = None if jax.process_count() > 1 else int(OF_THE_HOST * host_memory())
     if not model.layers_apart(limit):
         return graph, state
 
